@@ -1,0 +1,68 @@
+"""modalloy: one multimodal LLM forged out of many, without joint training.
+
+Shapes in this project's docstrings use one legend:
+
+====  ==========================================================================
+B     rows of a batch
+T     tokens of a row, padding included
+D     hidden size of the base
+I, O  input and output features of a linear layer (``weight`` is ``(O, I)``)
+R     rank of a low-rank delta, or the sum of ranks where several are stacked
+M     modalities of a composition
+N     inputs (pictures, sounds, ...) of a batch, in prompt order, row by row
+K     tokens of one input
+F     features of an encoder's token
+V     vocabulary of the base
+====  ==========================================================================
+
+Importing this package imports neither torch nor any plugin; names are loaded when first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from modalloy.errors import ModalloyError
+from modalloy.hookspecs import hookimpl
+from modalloy.modality import API_VERSION, Connector, Encoder, MergeMethod, Modality
+from modalloy.parent import Parent
+
+if TYPE_CHECKING:
+    from modalloy.composition.compose import compose, load
+    from modalloy.composition.configuration import ModalloyConfig
+    from modalloy.composition.modeling import ModalloyForConditionalGeneration
+    from modalloy.composition.processing import ModalloyProcessor
+    from modalloy.registry import Registry
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "ModalloyConfig": "modalloy.composition.configuration",
+    "ModalloyForConditionalGeneration": "modalloy.composition.modeling",
+    "ModalloyProcessor": "modalloy.composition.processing",
+    "Registry": "modalloy.registry",
+    "compose": "modalloy.composition.compose",
+    "load": "modalloy.composition.compose",
+}
+
+__all__ = [
+    "API_VERSION",
+    "Connector",
+    "Encoder",
+    "MergeMethod",
+    "Modality",
+    "ModalloyConfig",
+    "ModalloyError",
+    "ModalloyForConditionalGeneration",
+    "ModalloyProcessor",
+    "Parent",
+    "Registry",
+    "compose",
+    "hookimpl",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'modalloy' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,0 +1,244 @@
+"""A parent: one modality's tuned model over a base, as declared and as stored on disk.
+
+A parent directory holds::
+
+    parent.json                 the manifest, see :class:`ParentManifest`
+    text_adapter/               PEFT format; a naive parent has only this one
+    modality_adapter/           PEFT format; the modality stream of a decoupled parent
+    connector.safetensors       connector.*, and prefix / suffix embeddings where used
+    encoder.safetensors         only where the encoder type does not fetch its own weights
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from modalloy.errors import FormatError, IntegrityError, MissingComponentError, SpecError
+from modalloy.modality import check_api_version, check_name
+from modalloy.structured import structure
+
+FORMAT_VERSION = 1
+MANIFEST = "parent.json"
+TEXT_ADAPTER = "text_adapter"
+MODALITY_ADAPTER = "modality_adapter"
+CONNECTOR_FILE = "connector.safetensors"
+ENCODER_FILE = "encoder.safetensors"
+STRATEGIES = ("decoupled", "naive")
+
+_check_strategy = attrs.validators.in_(STRATEGIES)
+
+
+@attrs.frozen(kw_only=True)
+class Fingerprint:
+    """What identifies a base, whatever its directory is called.
+
+    Attributes:
+        architecture: Class name, such as ``"LlamaForCausalLM"``.
+        structure: SHA-256 over the sorted names and shapes of its tensors.
+        content: SHA-256 over a sample of every tensor's values, rounded to bfloat16.
+    """
+
+    architecture: str
+    structure: str
+    content: str
+
+    def __str__(self) -> str:
+        return f"{self.architecture}/{self.structure[:12]}/{self.content[:12]}"
+
+
+@attrs.frozen(kw_only=True)
+class BaseReference:
+    """The base a parent was tuned from.
+
+    Attributes:
+        id: Name or Hub id under which the base was opened; for messages, not for identity.
+        fingerprint: What the base must match.
+    """
+
+    id: str
+    fingerprint: Fingerprint
+
+
+@attrs.frozen(kw_only=True)
+class ComponentConfig:
+    """An encoder or a connector of a parent.
+
+    Attributes:
+        type: Name of a registered :class:`~modalloy.modality.Encoder` or ``Connector``.
+        config: Plain JSON data for its factory.
+    """
+
+    type: str
+    config: dict[str, Any] = attrs.Factory(dict)
+
+
+@attrs.frozen(kw_only=True)
+class ParentManifest:
+    """The content of ``parent.json``.
+
+    Attributes:
+        format_version: :data:`FORMAT_VERSION` that it was written by.
+        name: The parent's name.
+        modality: Name of its modality.
+        base: The base it was tuned from.
+        strategy: ``"decoupled"`` or ``"naive"``.
+        encoder: Its encoder.
+        connector: Its connector.
+        prefix_tokens: Learned embeddings before the features of an input.
+        suffix_tokens: Learned embeddings after them.
+        files: SHA-256 of every other file of the directory, by relative name.
+        licence: SPDX expression of the weights.
+        requires: Requirement of the distribution that supplies modality and encoder.
+        training: Record of how it was trained.
+        scores: Measured scores, by name.
+    """
+
+    format_version: int
+    name: str
+    modality: str
+    base: BaseReference
+    strategy: str = attrs.field(validator=_check_strategy)
+    encoder: ComponentConfig
+    connector: ComponentConfig
+    prefix_tokens: int = 0
+    suffix_tokens: int = 0
+    files: dict[str, str] = attrs.Factory(dict)
+    licence: str = "unknown"
+    requires: str | None = None
+    training: dict[str, Any] = attrs.Factory(dict)
+    scores: dict[str, Any] = attrs.Factory(dict)
+
+
+@attrs.frozen(kw_only=True)
+class Parent:
+    """A parent that a plugin offers or a caller names.
+
+    Attributes:
+        name: Unique name, such as ``"vision-smollm2-decoupled"``.
+        api_version: Plugin API version that the declaration was written for.
+        modality: Name of its modality.
+        base: Name or Hub id of its base; its fingerprint stands in the manifest.
+        strategy: ``"decoupled"`` (one delta per stream) or ``"naive"`` (one for both).
+        source: The parent directory, or a Hub repository id.
+        revision: Commit or tag, for a Hub repository.
+        licence: SPDX expression of the weights.
+    """
+
+    name: str = attrs.field(validator=check_name)
+    api_version: int = attrs.field(validator=check_api_version)
+    modality: str = attrs.field(validator=check_name)
+    base: str
+    strategy: str = attrs.field()
+    source: Path | str
+    revision: str | None = None
+    licence: str = "unknown"
+
+    @strategy.validator
+    def _check_strategy(self, _: "attrs.Attribute[str]", value: str) -> None:
+        if value not in STRATEGIES:
+            raise SpecError(
+                f"Parent {self.name!r}: strategy must be 'decoupled' or 'naive'; got {value!r}",
+                subject=f"Parent {self.name!r}",
+            )
+
+    def directory(self) -> Path:
+        """Return the local directory, fetching a Hub repository on first use.
+
+        Raises:
+            MissingComponentError: The directory does not exist or cannot be fetched.
+        """
+        if isinstance(self.source, Path):
+            if not (self.source / MANIFEST).is_file():
+                raise MissingComponentError(
+                    f"parent {self.name!r}: {self.source} holds no {MANIFEST}; was its weight "
+                    "data installed with the plugin?",
+                    component=self.name,
+                )
+            return self.source
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        patterns = ["*.json", "*.safetensors"]
+        try:
+            return Path(
+                snapshot_download(self.source, revision=self.revision, allow_patterns=patterns)
+            )
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise MissingComponentError(
+                f"parent {self.name!r}: the Hub repository {self.source!r} cannot be fetched "
+                f"({error})",
+                component=self.name,
+            ) from error
+
+
+def read_manifest(directory: Path) -> ParentManifest:
+    """Read and validate ``directory/parent.json``.
+
+    Raises:
+        FormatError: The file is missing, is not JSON, or does not hold what a manifest holds.
+    """
+    path = directory / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FormatError(
+            f"{directory} is not a parent directory: it has no {MANIFEST}", path=path
+        ) from error
+    except ValueError as error:
+        raise FormatError(f"{path} is not valid JSON: {error}", path=path) from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise FormatError(
+            f"{path}: format_version must be {FORMAT_VERSION}, found {version!r}; "
+            "upgrade modalloy or write the parent anew",
+            path=path,
+        )
+    return structure(data, ParentManifest, path)
+
+
+def write_manifest(directory: Path, manifest: ParentManifest) -> ParentManifest:
+    """Hash the files of ``directory``, write its ``parent.json``, and return what was written."""
+    files = {
+        file.relative_to(directory).as_posix(): sha256(file)
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    manifest = attrs.evolve(manifest, files=files)
+    text = json.dumps(attrs.asdict(manifest), indent=2, sort_keys=False) + "\n"
+    temporary = directory / f"{MANIFEST}.partial"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(directory / MANIFEST)
+    return manifest
+
+
+def verify_files(directory: Path, manifest: ParentManifest) -> None:
+    """Check that every file is there, is inside ``directory``, and has its recorded hash.
+
+    Raises:
+        IntegrityError: A file is missing, changed, not recorded, or leads outside.
+    """
+    root = directory.resolve()
+    for name, expected in sorted(manifest.files.items()):
+        file = directory / name
+        if not file.resolve().is_relative_to(root) or not file.is_file():
+            raise IntegrityError(
+                f"{directory}: {name!r} is named in {MANIFEST} but is not a file inside it; "
+                "fetch the parent again",
+                path=file,
+            )
+        found = sha256(file)
+        if found != expected:
+            raise IntegrityError(
+                f"{file}: SHA-256 is {found}, {MANIFEST} says {expected}; the file is damaged "
+                "or was changed, fetch the parent again",
+                path=file,
+            )
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,106 @@
+"""From parsed JSON or YAML to declared values, strictly, with errors that name the key."""
+
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import attrs
+from cattrs import Converter
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+
+from modalloy.errors import FormatError, nearest
+
+T = TypeVar("T")
+
+
+def structure(data: object, kind: type[T], path: Path | str) -> T:
+    """Build ``kind`` from parsed data; unknown keys and wrong types are errors.
+
+    Args:
+        data: What a JSON or YAML parser returned.
+        kind: An attrs class.
+        path: The file it came from, for messages.
+
+    Returns:
+        The value.
+
+    Raises:
+        FormatError: A key is missing, unknown, or of the wrong type; all are listed.
+    """
+    if not isinstance(data, dict):
+        raise FormatError(
+            f"{path}: expected a mapping of keys, found {type(data).__name__}", path=path
+        )
+    try:
+        return _CONVERTER.structure(data, kind)
+    except (ClassValidationError, IterableValidationError) as error:
+        problems = "; ".join(_explain(error, ""))
+        raise FormatError(f"{path}: {problems}", path=path) from error
+
+
+def _strict(kind: type) -> Any:
+    """Return a cattrs hook that accepts ``kind`` and nothing that merely converts to it."""
+
+    def hook(value: object, _: object) -> object:
+        if kind is float and type(value) is int:
+            return float(value)
+        if type(value) is not kind:
+            raise ValueError(f"must be {kind.__name__}, found {value!r}")
+        return value
+
+    return hook
+
+
+def _optional(value: object, kind: Any) -> object:
+    """Structure ``X | None`` and ``X | Y`` of primitives, which cattrs would guess at."""
+    members = [member for member in get_args(kind) if member is not type(None)]
+    if value is None and len(members) < len(get_args(kind)):
+        return None
+    if len(members) == 1:
+        return _CONVERTER.structure(value, members[0])
+    for member in members:
+        origin = get_origin(member) or member
+        if isinstance(value, origin):
+            return _CONVERTER.structure(value, member)
+    names = " or ".join(getattr(member, "__name__", str(member)) for member in members)
+    raise ValueError(f"must be {names}, found {value!r}")
+
+
+def _make_converter() -> Converter:
+    converter = Converter(forbid_extra_keys=True)
+    for kind in (str, int, float, bool):
+        converter.register_structure_hook(kind, _strict(kind))
+    converter.register_structure_hook(Path, lambda value, _: Path(_strict(str)(value, None)))
+    converter.register_structure_hook_func(
+        lambda kind: get_origin(kind) in (Union, UnionType), _optional
+    )
+    return converter
+
+
+def _explain(error: BaseException, where: str) -> list[str]:
+    """Return one sentence per problem, each starting with the key concerned."""
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [a.alias for a in attrs.fields(error.cl)]
+        return [
+            f"{_join(where, key)} is not a known key (known: {', '.join(sorted(known))})."
+            f"{nearest(key, known)}"
+            for key in sorted(error.extra_fields)
+        ]
+    if isinstance(error, KeyError):
+        return [f"{where or error.args[0]} is missing"]
+    if not isinstance(error, ExceptionGroup):
+        return [f"{where or 'value'} {error}"]
+    problems = []
+    for child in error.exceptions:
+        notes = getattr(child, "__notes__", [])
+        name = next((str(n.name) for n in notes if hasattr(n, "name")), None)
+        index = next((str(n.index) for n in notes if hasattr(n, "index")), None)
+        problems += _explain(child, _join(where, name or index or ""))
+    return problems
+
+
+def _join(where: str, name: str) -> str:
+    return ".".join(part for part in (where, name) if part)
+
+
+_CONVERTER = _make_converter()
