@@ -14,6 +14,10 @@ class ModalloyError(Exception):
     """Base of all errors that modalloy raises on purpose."""
 
 
+class ModalloyWarning(UserWarning):
+    """Something was left out or done otherwise than might be expected, and work goes on."""
+
+
 class SpecError(ModalloyError, ValueError):
     """A declared value (a modality, a parent, a recipe, a configuration) is not valid.
 

@@ -7,7 +7,7 @@ used. Targets come from plugin code only, never from a file, recipe or configura
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -101,6 +101,10 @@ def _freeze(value: Mapping[str, int]) -> Mapping[str, int]:
     return MappingProxyType(dict(value))
 
 
+def _strings(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
+
+
 @attrs.frozen(kw_only=True)
 class Modality:
     """A kind of input: how raw media of that kind is recognised, bounded and decoded.
@@ -129,7 +133,8 @@ class Modality:
     read: Target = attrs.field(validator=check_target)
     limits: Mapping[str, int] = attrs.field(converter=_freeze, validator=_check_limits)
     payload_keys: tuple[str, ...] = attrs.field(
-        default=attrs.Factory(lambda self: (self.content_type,), takes_self=True), converter=tuple
+        default=attrs.Factory(lambda self: (self.content_type,), takes_self=True),
+        converter=_strings,
     )
     token_type_id: int | None = attrs.field(
         default=attrs.Factory(
@@ -214,6 +219,6 @@ class MergeMethod:
     name: str = attrs.field(validator=check_name)
     api_version: int = attrs.field(validator=check_api_version)
     summary: str
-    strategies: tuple[str, ...] = attrs.field(converter=tuple)
+    strategies: tuple[str, ...] = attrs.field(converter=_strings)
     decoupled: bool
-    rules: tuple[str, ...] = attrs.field(converter=tuple)
+    rules: tuple[str, ...] = attrs.field(converter=_strings)

@@ -26,6 +26,7 @@ TEXT_ADAPTER = "text_adapter"
 MODALITY_ADAPTER = "modality_adapter"
 CONNECTOR_FILE = "connector.safetensors"
 ENCODER_FILE = "encoder.safetensors"
+_READ_SUFFIXES = (".json", ".safetensors")
 STRATEGIES = ("decoupled", "naive")
 
 _check_strategy = attrs.validators.in_(STRATEGIES)
@@ -218,9 +219,17 @@ def verify_files(directory: Path, manifest: ParentManifest) -> None:
     """Check that every file is there, is inside ``directory``, and has its recorded hash.
 
     Raises:
-        IntegrityError: A file is missing, changed, not recorded, or leads outside.
+        IntegrityError: A file is missing, changed or leads outside, or one that would be read
+            is not recorded.
     """
     root = directory.resolve()
+    for file in sorted(directory.rglob("*")):
+        name = file.relative_to(directory).as_posix()
+        if file.suffix in _READ_SUFFIXES and name != MANIFEST and name not in manifest.files:
+            raise IntegrityError(
+                f"{file} is not recorded in {MANIFEST}; remove it or write the parent anew",
+                path=file,
+            )
     for name, expected in sorted(manifest.files.items()):
         file = directory / name
         if not file.resolve().is_relative_to(root) or not file.is_file():

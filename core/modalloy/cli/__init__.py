@@ -1,0 +1,1 @@
+"""The ``modalloy`` command line: thin; it parses, calls and prints."""

@@ -1,0 +1,250 @@
+"""``modalloy plugins``: what is installed and how it fared; ``plugins check``: whether it works."""
+
+import contextlib
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+import typer
+
+from modalloy.cli.output import print_json, print_line, print_table
+from modalloy.errors import ModalloyError, ModalloyWarning, SpecError
+from modalloy.modality import Encoder, Target, resolve
+from modalloy.parent import MANIFEST, Parent, ParentManifest, read_manifest, verify_files
+from modalloy.quarantine import KINDS, PluginReport, Spec
+from modalloy.registry import Registry
+
+command = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@attrs.frozen
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: What it belongs to, such as ``"encoder 'timm'"``.
+        check: What was looked at, such as ``"build"``.
+        ok: Whether it is as it should be; ``None`` where it was not looked into.
+        detail: What was found.
+    """
+
+    subject: str
+    check: str
+    ok: bool | None
+    detail: str
+
+
+@command.callback(invoke_without_command=True)
+def listing(ctx: typer.Context, *, as_json: _Json = False) -> None:
+    """List installed plugins: those in use, and those that are not and why."""
+    if ctx.invoked_subcommand is not None:
+        return
+    registry = _discover()
+    if as_json:
+        print_json([describe(registry, report) for report in registry.reports])
+        return
+    rows = [_row(registry, report) for report in registry.reports]
+    print_table("Plugins", ("plugin", "distribution", "status", "offers"), rows)
+    for report in registry.reports:
+        if report.status != "loaded":
+            print_line(f"{report.status}: {report}")
+
+
+@command.command("check")
+def check_command(
+    name: Annotated[str, typer.Argument(help="Name of the plugin, as listed.")],
+    *,
+    as_json: _Json = False,
+) -> None:
+    """Load all of a plugin's code and verify its packaged weights; exit 1 where it fails."""
+    registry = _discover()
+    checks = check(registry, name)
+    failed = sum(1 for found in checks if found.ok is False)
+    if as_json:
+        data = {"plugin": name, "ok": not failed, "checks": [attrs.asdict(c) for c in checks]}
+        print_json(data)
+    else:
+        words = {True: "ok", False: "FAILED", None: "skipped"}
+        rows = [(words[c.ok], c.subject, c.check, c.detail) for c in checks]
+        print_table(f"Plugin {name}", ("", "of", "checked", "found"), rows)
+        print_line(f"{len(checks)} checked, {failed} failed")
+    if failed:
+        raise typer.Exit(1)
+
+
+def describe(registry: Registry, report: PluginReport) -> dict[str, Any]:
+    """Return a report as plain data, its parents with base and strategy."""
+    data = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in attrs.asdict(report, recurse=False).items()
+        if key != "exception"
+    }
+    data["parents"] = [
+        {
+            "name": parent.name,
+            "modality": parent.modality,
+            "base": parent.base,
+            "strategy": parent.strategy,
+            "licence": parent.licence,
+        }
+        for parent in map(registry.parent, report.parents)
+    ]
+    return data
+
+
+def check(registry: Registry, name: str) -> list[Check]:
+    """Look at everything that a plugin offers, importing what it names.
+
+    Args:
+        registry: Where the plugin is.
+        name: The plugin's name.
+
+    Returns:
+        What was looked at; a plugin that is not in use fails the first check.
+
+    Raises:
+        UnknownNameError: No such plugin is installed.
+    """
+    report = next((found for found in registry.reports if found.name == name), None)
+    if report is None or report.status == "loaded":
+        report = registry.require(name)
+    if report.status != "loaded":
+        return [Check(report.subject, "loading", ok=False, detail=str(report))]
+    hooks = f"implements {', '.join(report.hooks)}"
+    checks = [Check(report.subject, "loading", ok=True, detail=hooks)]
+    offers = list(_offers(registry, report))
+    # First of all, while nothing else can have imported torch.
+    checks += [c for subject, spec in offers for c in _check_targets(subject, spec, _LIGHT)]
+    checks += [c for subject, spec in offers for c in _check_targets(subject, spec, _HEAVY)]
+    for subject, spec in offers:
+        if isinstance(spec, Encoder):
+            found = functools.partial(_known_modality, registry, spec.modality)
+            checks.append(_attempt(subject, "modality", found))
+        if isinstance(spec, Parent):
+            checks += _check_parent(registry, spec)
+    return checks
+
+
+_LIGHT = ("output_shape", "output_tokens")
+"""Targets that must not import torch: prompts are laid out by them."""
+
+_HEAVY = ("read", "preprocess", "build")
+
+
+def _offers(registry: Registry, report: PluginReport) -> Iterator[tuple[str, Spec]]:
+    for kind in KINDS:
+        for name in getattr(report, kind.plural):
+            yield f"{kind.words} {name!r}", getattr(registry, kind.name)(name)
+
+
+def _check_targets(subject: str, spec: Spec, names: Sequence[str]) -> Iterator[Check]:
+    for name in names:
+        target: Target | None = getattr(spec, name, None)
+        if target is not None:
+            yield _attempt(subject, name, functools.partial(_resolved, target, name in _LIGHT))
+
+
+def _resolved(target: Target, light: bool) -> str:  # noqa: FBT001 - partial of a private function
+    before = "torch" in sys.modules
+    function = resolve(target)
+    if not callable(function):
+        raise SpecError(f"target {target!r} is a {type(function).__name__}, not callable")
+    if light and not before and "torch" in sys.modules:
+        raise SpecError(f"target {target!r} imports torch, which laying out a prompt must not")
+    return target if isinstance(target, str) else repr(target)
+
+
+def _known_modality(registry: Registry, name: str) -> str:
+    registry.modality(name)
+    return f"{name!r} is supplied by {registry.owner('modality', name).subject}"
+
+
+def _check_parent(registry: Registry, parent: Parent) -> Iterator[Check]:
+    subject = f"parent {parent.name!r}"
+    yield _attempt(subject, "modality", lambda: _known_modality(registry, parent.modality))
+    if not isinstance(parent.source, Path):
+        detail = f"the Hub repository {parent.source!r} is fetched when first used"
+        yield Check(subject, "files", ok=None, detail=detail)
+        return
+    manifests: list[ParentManifest] = []
+
+    def read() -> str:
+        manifests.append(read_manifest(parent.directory()))
+        return "read"
+
+    yield _attempt(subject, MANIFEST, read)
+    for manifest in manifests:
+        yield from _check_manifest(registry, parent, manifest)
+
+
+def _check_manifest(
+    registry: Registry, parent: Parent, manifest: ParentManifest
+) -> Iterator[Check]:
+    subject = f"parent {parent.name!r}"
+    yield _attempt(subject, "files", lambda: _verified(parent, manifest))
+    yield _attempt(subject, "declaration", lambda: _agrees(parent, manifest))
+    yield _attempt(
+        subject,
+        "encoder",
+        lambda: registry.encoder(manifest.encoder.type, requires=manifest.requires).name,
+    )
+    yield _attempt(subject, "connector", lambda: registry.connector(manifest.connector.type).name)
+
+
+def _verified(parent: Parent, manifest: ParentManifest) -> str:
+    verify_files(parent.directory(), manifest)
+    return f"{len(manifest.files)} files have their recorded SHA-256"
+
+
+def _agrees(parent: Parent, manifest: ParentManifest) -> str:
+    """Return what the declaration and the manifest agree on, or raise with all differences."""
+    pairs = {
+        "name": (parent.name, manifest.name),
+        "modality": (parent.modality, manifest.modality),
+        "base": (parent.base, manifest.base.id),
+        "strategy": (parent.strategy, manifest.strategy),
+        "licence": (parent.licence, manifest.licence),
+    }
+    wrong = [
+        f"{key} is declared {declared!r}, {MANIFEST} says {found!r}"
+        for key, (declared, found) in pairs.items()
+        if declared != found
+    ]
+    if wrong:
+        raise SpecError("; ".join(wrong), subject=f"parent {parent.name!r}")
+    return f"{', '.join(pairs)} as in {MANIFEST}"
+
+
+def _attempt(subject: str, what: str, function: Callable[[], str]) -> Check:
+    try:
+        return Check(subject, what, ok=True, detail=function())
+    except ModalloyError as error:
+        return Check(subject, what, ok=False, detail=str(error))
+    except Exception as error:  # noqa: BLE001 - a plugin's module may raise anything; it is shown
+        return Check(subject, what, ok=False, detail=f"{type(error).__name__}: {error}")
+
+
+def _discover() -> Registry:
+    """Return all plugins without a word about broken ones: this command shows them itself."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore", ModalloyWarning)
+        return Registry.discover(strict=False)
+
+
+def _row(registry: Registry, report: PluginReport) -> tuple[str, ...]:
+    lines = [
+        f"parent {parent.name} ({parent.strategy}, on {parent.base})"
+        for parent in map(registry.parent, report.parents)
+    ]
+    for kind in KINDS:
+        names = getattr(report, kind.plural)
+        if names and kind.type is not Parent:
+            label = kind.words if len(names) == 1 else kind.plural.replace("_", " ")
+            lines.append(f"{label} {', '.join(names)}")
+    return report.name, report.origin, report.status, "\n".join(sorted(lines))

@@ -1,0 +1,1 @@
+"""Composition: base, parents and a method become one transformers model."""

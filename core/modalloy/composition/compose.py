@@ -1,0 +1,222 @@
+"""Composing: choose parents, check them against the base, put everything together."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import attrs
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from modalloy.base import resolve_base
+from modalloy.composition.coefficients import Spec, make_coefficients
+from modalloy.composition.configuration import ModalloyConfig
+from modalloy.composition.directory import provenance, read_directory
+from modalloy.composition.layers import fill_streams, linear_layers, summarise
+from modalloy.composition.modeling import ModalloyForConditionalGeneration
+from modalloy.composition.processing import ModalloyProcessor
+from modalloy.composition.selection import Chosen, choose_parents
+from modalloy.deltas.lowrank import LowRankDelta, read_adapter
+from modalloy.errors import FormatError, SpecError
+from modalloy.modality import Modality, resolve
+from modalloy.parent import CONNECTOR_FILE, ENCODER_FILE, MODALITY_ADAPTER, TEXT_ADAPTER
+from modalloy.registry import Registry
+
+FIRST_FREE_TYPE_ID = 5
+"""Token types from here on are assigned per composition; those below are reserved."""
+
+
+class Composition(NamedTuple):
+    """A composed model and its processor."""
+
+    model: ModalloyForConditionalGeneration
+    processor: ModalloyProcessor
+
+
+def compose(
+    base: str | Path = "smollm2",
+    *,
+    modalities: Iterable[str] | None = None,
+    parents: Iterable[str | Path] = (),
+    method: str = "damc",
+    coefficients: Spec | None = None,
+    dtype: str | torch.dtype = "auto",
+    registry: Registry | None = None,
+) -> Composition:
+    """Compose the installed modalities, or those named, over one base.
+
+    Args:
+        base: ``"smollm2"``, a Hugging Face directory, or a Hub id.
+        modalities: Names of modalities; all that have a parent for this base if left out.
+        parents: Parent directories, or names of registered parents, that stand beside the
+            installed ones or take the place of those of the same modality.
+        method: ``"damc"``, ``"naive"``, or another registered merge method.
+        coefficients: A rule's name (``"presence"`` or ``"uniform"`` with DAMC, ``"mean"`` or
+            ``"sum"`` with NaiveMC; the first is the default), one value per modality, or values
+            by frozenset of the modalities present.
+        dtype: Of weights and arithmetic; ``"auto"`` takes the base's.
+        registry: Supplies plugins; what is installed if left out.
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+
+    Raises:
+        BaseMismatchError: A parent was tuned from another base.
+        UnknownNameError: A modality, parent or method is not registered.
+        MissingComponentError: A parent, an encoder type or a base is not at hand.
+        SpecError: The parts do not fit together.
+    """
+    registry = registry or Registry.discover()
+    kind = registry.merge_method(method)
+    opened = resolve_base(base)
+    chosen = choose_parents(registry, opened, kind, modalities, parents)
+    tokenizer = opened.tokenizer()
+    tokenizer.padding_side = "left"
+    language_model = opened.model(dtype)
+    text = {one.modality: read_adapter(one.directory / TEXT_ADAPTER) for one in chosen}
+    own = {one.modality: _own_delta(one, text) for one in chosen} if kind.decoupled else {}
+    entries = describe_modalities(registry, chosen, tokenizer)
+    linears = list(linear_layers(language_model))
+    for one in chosen:
+        entries[one.modality]["text_delta"] = summarise(text[one.modality], linears)
+        if own:
+            entries[one.modality]["modality_delta"] = summarise(own[one.modality], linears)
+    config = ModalloyConfig(
+        text_config=language_model.config,
+        modalities=entries,
+        method=method,
+        decoupled=kind.decoupled,
+        coefficients=make_coefficients(coefficients, entries, kind.rules).to_dict(),
+        base={"id": opened.id, "fingerprint": attrs.asdict(opened.fingerprint)},
+        dtype=language_model.dtype,
+    )
+    model = build_model(config, language_model, registry)
+    fill_streams(model.language_model, text, own)
+    for one in chosen:
+        _load_connector(model, one)
+        if (one.directory / ENCODER_FILE).is_file():
+            model.encoders.files[one.modality] = one.directory / ENCODER_FILE
+    model.provenance = provenance(model, opened, chosen, text, own, registry)
+    processor = ModalloyProcessor(
+        tokenizer, modalities=entries, chat_template=tokenizer.chat_template
+    )
+    return Composition(model.eval(), processor.bind(registry))
+
+
+def load(
+    directory: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    registry: Registry | None = None,
+) -> Composition:
+    """Open a composition that was saved.
+
+    Args:
+        directory: A model directory or Hub id.
+        dtype: Of weights and arithmetic; ``"auto"`` takes the saved one.
+        registry: Supplies plugins; what is installed if left out.
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+
+    Raises:
+        FormatError: The directory is no composition, or its tensors are not those of its
+            configuration.
+    """
+    registry = registry or Registry.discover()
+    model, processor = read_directory(str(directory), dtype, registry)
+    return Composition(model, processor)
+
+
+def build_model(
+    config: ModalloyConfig, language_model: PreTrainedModel, registry: Registry
+) -> ModalloyForConditionalGeneration:
+    """Return the modules of a composition around an opened base, deltas at zero."""
+    model = ModalloyForConditionalGeneration(
+        config, language_model=language_model, registry=registry
+    )
+    model.connectors.to(dtype=language_model.dtype)
+    model.generation_config = language_model.generation_config
+    return model
+
+
+def describe_modalities(
+    registry: Registry, chosen: Iterable[Chosen], tokenizer: Any
+) -> dict[str, dict[str, Any]]:
+    """Return ``modalities`` of the configuration, adding the placeholders to the tokenizer.
+
+    Raises:
+        SpecError: Two modalities claim one content type, placeholder or token type.
+    """
+    chosen = sorted(chosen, key=lambda one: one.modality)
+    specs = {one.modality: registry.modality(one.modality) for one in chosen}
+    _check_distinct(specs)
+    taken = {spec.token_type_id for spec in specs.values()}
+    free = (value for value in range(FIRST_FREE_TYPE_ID, 1 << 16) if value not in taken)
+    entries: dict[str, dict[str, Any]] = {}
+    for one in chosen:
+        spec, manifest = specs[one.modality], one.manifest
+        known = tokenizer.get_vocab()
+        if spec.placeholder not in known:
+            tokenizer.add_tokens([spec.placeholder], special_tokens=True)
+        encoder = registry.encoder(manifest.encoder.type, requires=manifest.requires)
+        shape = tuple(resolve(encoder.output_shape)(manifest.encoder.config))
+        connector = registry.connector(manifest.connector.type)
+        tokens = shape[0]
+        if connector.output_tokens is not None:
+            tokens = resolve(connector.output_tokens)(manifest.connector.config, tokens)
+        entries[one.modality] = {
+            "content_type": spec.content_type,
+            "payload_keys": list(spec.payload_keys),
+            "placeholder": spec.placeholder,
+            "placeholder_id": tokenizer.convert_tokens_to_ids(spec.placeholder),
+            "token_type_id": next(free) if spec.token_type_id is None else spec.token_type_id,
+            "tokens": manifest.prefix_tokens + tokens + manifest.suffix_tokens,
+            "prefix_tokens": manifest.prefix_tokens,
+            "suffix_tokens": manifest.suffix_tokens,
+            "encoder": {**attrs.asdict(manifest.encoder), "shape": list(shape)},
+            "connector": attrs.asdict(manifest.connector),
+            "requires": manifest.requires,
+            "text_delta": [],
+            "modality_delta": None,
+        }
+    return entries
+
+
+def _check_distinct(specs: Mapping[str, Modality]) -> None:
+    for attribute in ("content_type", "placeholder", "token_type_id"):
+        seen: dict[Any, str] = {}
+        for name, spec in specs.items():
+            value = getattr(spec, attribute)
+            if value is not None and value in seen:
+                raise SpecError(
+                    f"modalities {seen[value]!r} and {name!r} both have {attribute} {value!r}, so "
+                    "a prompt could not tell them apart; compose them apart with modalities=[...]",
+                    subject=name,
+                )
+            seen[value] = name
+
+
+def _own_delta(one: Chosen, text: Mapping[str, LowRankDelta]) -> LowRankDelta:
+    """Return the delta of a parent's modality stream.
+
+    A naive parent's only delta serves both its streams: post-hoc decoupling, what ModelCompose
+    calls ``convert``.
+    """
+    if one.manifest.strategy == "naive":
+        return text[one.modality]
+    return read_adapter(one.directory / MODALITY_ADAPTER)
+
+
+def _load_connector(model: ModalloyForConditionalGeneration, one: Chosen) -> None:
+    path = one.directory / CONNECTOR_FILE
+    try:
+        model.connectors[one.modality].load_state_dict(load_file(path), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise FormatError(
+            f"{path} does not hold the connector that its parent.json describes "
+            f"({one.manifest.connector.type}): {error}",
+            path=path,
+        ) from error

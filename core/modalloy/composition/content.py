@@ -1,0 +1,130 @@
+"""Messages and their content parts: from a caller's conversation to text and raw inputs.
+
+Understood are transformers' parts (``{"type": "image", "path": ...}``), OpenAI's
+(``image_url``, ``input_audio``) and those that installed modalities declare. An unknown part is
+an error, never left out in silence. Nothing is fetched from the network.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modalloy.errors import InputError, nearest
+
+_COMMON_KEYS = ("path", "base64", "url")
+_IGNORED_KEYS = frozenset({"type", "detail", "format"})  # hints that change nothing here
+
+
+def flatten_message(
+    message: Mapping[str, Any], modalities: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, str], list[tuple[str, Any]]]:
+    """Turn one message into a role and a text with placeholders, and its raw inputs.
+
+    Args:
+        message: ``{"role": ..., "content": text or list of parts}``.
+        modalities: ``modalities`` of a composition's configuration.
+
+    Returns:
+        The message with ``content`` as one string, and ``(modality, source)`` in prompt order;
+        a source is bytes, a path, or an object of the caller's.
+
+    Raises:
+        InputError: The message is malformed, has an unknown part, or its text holds a
+            placeholder.
+    """
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        raise InputError(f"a message must have 'role' and 'content'; got {message!r}")
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, Sequence):
+        raise InputError(f"a message's content must be text or a list of parts; got {content!r}")
+    by_type = {entry["content_type"]: name for name, entry in modalities.items()}
+    text: list[str] = []
+    inputs: list[tuple[str, Any]] = []
+    for part in parts:
+        kind = _part_type(part, by_type)
+        if kind == "text":
+            text.append(_check_text(part.get("text"), modalities))
+            continue
+        name = by_type[kind]
+        entry = modalities[name]
+        inputs.append((name, _source(part, kind, entry["payload_keys"])))
+        text.append(entry["placeholder"] * entry["tokens"])
+    return {"role": str(message["role"]), "content": "".join(text)}, inputs
+
+
+def _part_type(part: Any, by_type: Mapping[str, str]) -> str:
+    """Return ``"text"`` or the content type of a part."""
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        raise InputError(f"a content part must be a mapping with a 'type'; got {part!r}")
+    given: str = part["type"]
+    # OpenAI's names: image_url, video_url, audio_url, input_audio.
+    kind = given.removesuffix("_url") if given.endswith("_url") else given.removeprefix("input_")
+    for candidate in (given, kind):
+        if candidate == "text" or candidate in by_type:
+            return candidate
+    known = ["text", *sorted(by_type)]
+    raise InputError(
+        f"unknown content part {given!r}; this composition understands {', '.join(known)}."
+        f"{nearest(given, known)}"
+    )
+
+
+def _check_text(text: Any, modalities: Mapping[str, Mapping[str, Any]]) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"a text part must have a string under 'text'; got {text!r}")
+    for name, entry in modalities.items():
+        if entry["placeholder"] in text:
+            raise InputError(
+                f"the text holds {entry['placeholder']!r}, which stands for {name} inputs; give "
+                f"the input as a content part of type {entry['content_type']!r} instead"
+            )
+    return text
+
+
+def _source(part: Mapping[str, Any], kind: str, payload_keys: Sequence[str]) -> Any:
+    """Return what a part holds: bytes, a path, or the caller's object."""
+    own = (*payload_keys, kind, f"{kind}_url", f"input_{kind}")
+    allowed = dict.fromkeys((*own, *_COMMON_KEYS))
+    unknown = sorted(part.keys() - allowed.keys() - _IGNORED_KEYS)
+    given = [key for key in allowed if part.get(key) is not None]
+    if unknown or len(given) != 1:
+        raise InputError(
+            f"a part of type {part['type']!r} must hold exactly one of {', '.join(allowed)}; got "
+            f"{', '.join(sorted(part.keys() - {'type'})) or 'none'}"
+        )
+    key, value = given[0], part[given[0]]
+    if key == "path":
+        return Path(value)
+    if key == "base64":
+        return _decode(value, kind)
+    if isinstance(value, Mapping) and value.keys() & {"url", "data"}:
+        return _from_url(value["url"]) if "url" in value else _decode(value["data"], kind)
+    if isinstance(value, str):
+        return _from_url(value)
+    return value
+
+
+def _from_url(value: Any) -> bytes | Path:
+    """Read a ``data:`` URL, or take the string for a path."""
+    if not isinstance(value, str):
+        raise InputError(f"a URL or path must be a string; got {value!r}")
+    if value.startswith("data:"):
+        header, _, payload = value.partition(",")
+        if not header.endswith(";base64"):
+            raise InputError("a data: URL must be base64 (data:<type>;base64,<data>)")
+        return _decode(payload, header[5:40])
+    if "://" in value:
+        raise InputError(
+            f"{value[:80]!r}: URLs are not fetched; download the file and give its path"
+        )
+    return Path(value)
+
+
+def _decode(value: Any, what: str) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise InputError(f"{what}: the data is not valid base64: {error}") from error

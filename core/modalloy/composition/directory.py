@@ -1,0 +1,229 @@
+"""The model directory: what a composition saves beside transformers' own files, and opening it."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from modalloy.base import Base
+from modalloy.checkpoints.safe_index import safe_index
+from modalloy.composition.configuration import ModalloyConfig
+from modalloy.composition.modeling import ModalloyForConditionalGeneration
+from modalloy.composition.processing import ModalloyProcessor
+from modalloy.composition.selection import Chosen
+from modalloy.deltas.lowrank import LowRankDelta
+from modalloy.errors import FormatError, MissingComponentError
+from modalloy.parent import ENCODER_FILE
+from modalloy.registry import Registry
+
+PROVENANCE_FILE = "modalloy.json"
+ENCODERS_FOLDER = "encoders"
+FORMAT_VERSION = 1
+
+
+def provenance(
+    model: ModalloyForConditionalGeneration,
+    base: Base,
+    chosen: Iterable[Chosen],
+    text: Mapping[str, LowRankDelta],
+    own: Mapping[str, LowRankDelta],
+    registry: Registry,
+) -> dict[str, Any]:
+    """Return where everything in a composition came from, as ``modalloy.json`` holds it."""
+    parents = []
+    for one in chosen:
+        manifest = one.manifest
+        owner = registry.owner("modality", one.modality)
+        parents.append(
+            {
+                "name": manifest.name,
+                "source": one.source,
+                "modality": one.modality,
+                "strategy": manifest.strategy,
+                "licence": manifest.licence,
+                "plugin": {"distribution": owner.distribution, "version": owner.version},
+                "requires": manifest.requires,
+                "base": attrs.asdict(manifest.base),
+                "files": manifest.files,
+                "training": manifest.training,
+                "scores": manifest.scores,
+            }
+        )
+    return {
+        "format_version": FORMAT_VERSION,
+        "modalloy": _version(),
+        "base": {"id": base.id, "fingerprint": attrs.asdict(base.fingerprint)},
+        "method": model.config.method,
+        "coefficients": model.config.coefficients,
+        "parents": parents,
+        "accounting": _accounting(model, base, chosen, text, own),
+    }
+
+
+def _accounting(
+    model: ModalloyForConditionalGeneration,
+    base: Base,
+    chosen: Iterable[Chosen],
+    text: Mapping[str, LowRankDelta],
+    own: Mapping[str, LowRankDelta],
+) -> list[dict[str, Any]]:
+    """Return one row per source and kind: how many tensors, and what became of them."""
+    rows: list[dict[str, Any]] = [
+        {"source": base.id, "part": "base", "tensors": len(safe_index(base.path)), "fate": "copied"}
+    ]
+    for one in chosen:
+        name = one.modality
+        deltas = [("text delta", text, "merged into the text stream")]
+        if model.config.decoupled:
+            shared = own.get(name) is text.get(name)
+            fate = "kept as its own stream" + (" (post-hoc: the text delta)" if shared else "")
+            deltas.append(("modality delta", own, fate))
+        for part, table, fate in deltas:
+            count = 2 * len(table[name].pairs)
+            rows.append({"source": one.source, "part": part, "tensors": count, "fate": fate})
+        connector = len(model.connectors[name].state_dict())
+        rows.append(
+            {"source": one.source, "part": "connector", "tensors": connector, "fate": "kept"}
+        )
+        shipped = (one.directory / ENCODER_FILE).is_file()
+        fate = "copied" if shipped else f"opened by encoder type {one.manifest.encoder.type!r}"
+        rows.append({"source": one.source, "part": "encoder", "tensors": None, "fate": fate})
+    return rows
+
+
+def write_extras(model: ModalloyForConditionalGeneration, directory: Path) -> None:
+    """Write ``modalloy.json``, the model card and the encoders that have files of their own."""
+    for name, source in sorted(model.encoders.files.items()):
+        target = directory / ENCODERS_FOLDER / f"{name}.safetensors"
+        if source.resolve() != target.resolve():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
+    text = json.dumps(model.provenance, indent=2) + "\n"
+    (directory / PROVENANCE_FILE).write_text(text, encoding="utf-8")
+    (directory / "README.md").write_text(_model_card(model), encoding="utf-8")
+
+
+def read_directory(
+    directory: str, dtype: str | torch.dtype, registry: Registry
+) -> tuple[ModalloyForConditionalGeneration, ModalloyProcessor]:
+    """Open a model directory or Hub repository; see :func:`modalloy.load`."""
+    path = _fetch(directory)
+    safe_index(path)
+    config = ModalloyConfig.from_pretrained(path)
+    _check_installed(config, registry)
+    model, report = ModalloyForConditionalGeneration.from_pretrained(
+        path, config=config, registry=registry, dtype=dtype, output_loading_info=True
+    )
+    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if wrong:
+        listing = "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in wrong.items())
+        raise FormatError(
+            f"{path}: its tensors are not those that its config.json describes ({listing}); "
+            "save the composition again",
+            path=path,
+        )
+    for name in config.modalities:
+        file = path / ENCODERS_FOLDER / f"{name}.safetensors"
+        if file.is_file():
+            model.encoders.files[name] = file
+    model.provenance = read_provenance(path)
+    processor = ModalloyProcessor.from_pretrained(path)
+    return model.eval(), processor.bind(registry)
+
+
+def read_provenance(directory: Path) -> dict[str, Any]:
+    """Return the content of ``modalloy.json``.
+
+    Raises:
+        FormatError: It is missing or no JSON.
+    """
+    path = directory / PROVENANCE_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} cannot be read as JSON: {error}", path=path) from error
+
+
+def _fetch(directory: str) -> Path:
+    path = Path(directory)
+    if not path.is_dir():
+        try:
+            path = Path(snapshot_download(directory, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise MissingComponentError(
+                f"{directory!r} is neither a directory nor a Hub repository that can be fetched "
+                f"({error})",
+                component=directory,
+            ) from error
+    try:
+        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise FormatError(
+            f"{path} is not a model directory: its config.json cannot be read ({error})", path=path
+        ) from error
+    if kind != ModalloyConfig.model_type:
+        raise FormatError(
+            f"{path} holds a {kind!r} model, not a composition; make one with `modalloy compose`",
+            path=path,
+        )
+    return path
+
+
+def _check_installed(config: ModalloyConfig, registry: Registry) -> None:
+    """Check that the modalities' connectors are at hand; encoders may be missing until used."""
+    for name, entry in (config.modalities or {}).items():
+        kind = entry["connector"]["type"]
+        if kind not in registry.connectors:
+            raise MissingComponentError(
+                f"modality {name!r} needs the connector {kind!r}, which no installed plugin "
+                f"supplies; pip install \"{entry.get('requires') or name}\"",
+                component=kind,
+            )
+
+
+def _version() -> str:
+    try:
+        return version("modalloy")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _model_card(model: ModalloyForConditionalGeneration) -> str:
+    record = model.provenance
+    parents = record.get("parents", [])
+    base = record.get("base", {}).get("id", "unknown")
+    rows = "\n".join(
+        f"| {p['modality']} | {p['name']} | {p['strategy']} | {p['licence']} "
+        f"| {p['plugin']['distribution']} {p['plugin']['version']} |"
+        for p in parents
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: any-to-any
+base_model_relation: merge
+tags: [merge, modalloy]
+---
+# {base} with {', '.join(p["modality"] for p in parents)}
+
+Composed by modalloy {record.get("modalloy", "")} with method `{model.config.method}` from
+`{base}` and the parents below; none of them was trained together with another.
+
+| modality | parent | strategy | licence | plugin |
+|---|---|---|---|---|
+{rows}
+
+```python
+import modalloy
+
+model, processor = modalloy.load("this directory")
+```
+
+`{PROVENANCE_FILE}` holds fingerprints, hashes, coefficients and what became of every tensor.
+"""

@@ -1,0 +1,93 @@
+"""Encoders of a composition: opened when first used, frozen, outside its parameters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from modalloy.errors import FormatError, MissingComponentError, UnknownNameError
+from modalloy.modality import Encoder, resolve
+from modalloy.registry import Registry
+
+
+class EncoderStore:
+    """Opens each modality's encoder on first use and keeps it.
+
+    Attributes:
+        files: By modality, the ``encoder.safetensors`` that holds its weights; a modality that
+            is not among them fetches its own.
+    """
+
+    def __init__(self, modalities: Mapping[str, Any], registry: Registry) -> None:
+        self._modalities = modalities
+        self._registry = registry
+        self._open: dict[str, nn.Module] = {}
+        self.files: dict[str, Path] = {}
+
+    def features(self, modality: str) -> int:
+        """Return F, features per token, from the configuration alone."""
+        return int(self._modalities[modality]["encoder"]["shape"][1])
+
+    def run(
+        self, modality: str, inputs: Mapping[str, torch.Tensor], device: torch.device
+    ) -> torch.Tensor:
+        """Encode preprocessed inputs.
+
+        Args:
+            modality: Name of the modality.
+            inputs: Tensors of ``preprocess``, stacked over N inputs.
+            device: Where to run.
+
+        Returns:
+            Features ``(N, K, F)`` float32.
+
+        Raises:
+            MissingComponentError: The encoder's plugin is not installed.
+            FormatError: Its features are not of the shape that was declared.
+        """
+        if modality not in self._open:
+            self._open[modality] = self._build(modality)
+        module = self._open[modality].to(device)
+        features = module(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        expected = tuple(self._modalities[modality]["encoder"]["shape"])
+        if tuple(features.shape[1:]) != expected:
+            raise FormatError(
+                f"encoder of {modality!r} returned features {tuple(features.shape)}, its plugin "
+                f"declares (N, {expected[0]}, {expected[1]})",
+                path=modality,
+            )
+        return features.float()
+
+    def kind(self, modality: str) -> Encoder:
+        """Return the registered encoder type of a modality.
+
+        Raises:
+            MissingComponentError: No installed plugin supplies it.
+        """
+        entry = self._modalities[modality]
+        try:
+            return self._registry.encoder(entry["encoder"]["type"])
+        except UnknownNameError as error:
+            requires = entry.get("requires")
+            advice = f'pip install "{requires}"' if requires else "install the plugin that has it"
+            raise MissingComponentError(
+                f"this composition hears of {entry['content_type']!r} inputs through the encoder "
+                f"{entry['encoder']['type']!r}, which no installed plugin supplies; {advice}. "
+                "Without it the model still runs on inputs_embeds",
+                component=entry["encoder"]["type"],
+            ) from error
+
+    def _build(self, modality: str) -> nn.Module:
+        module = resolve(self.kind(modality).build)(self._modalities[modality]["encoder"]["config"])
+        if modality in self.files:
+            path = self.files[modality]
+            try:
+                module.load_state_dict(load_file(path), strict=True)
+            except (OSError, RuntimeError) as error:
+                raise FormatError(
+                    f"{path} does not hold the weights of encoder {modality!r}: {error}", path=path
+                ) from error
+        return module.eval().requires_grad_(requires_grad=False)

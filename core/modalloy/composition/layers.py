@@ -1,0 +1,266 @@
+"""Stream-aware layers, and putting them into an opened language model.
+
+For a token of the text stream: ``y = W x + sum_m lambda_m s_m B_m A_m x``, with the text deltas of
+all parents stacked along R, so that the sum is two thin products whatever the number of parents.
+For a token of modality m: ``y = W x + s_m B_m A_m x`` with that parent's modality delta
+(arXiv 2402.12750, section 3.2; token by token as in the authors' released code).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from modalloy.composition.streams import Routing, StackLayout, StreamRouter
+from modalloy.deltas.lowrank import LowRankDelta
+from modalloy.errors import DeltaError, InputError
+
+
+class StreamLinear(nn.Linear):
+    """A linear layer whose low-rank deltas depend on each token's stream.
+
+    Takes the place of the base's layer and keeps its ``weight`` and ``bias`` under their own
+    names.
+
+    Attributes:
+        text_A: ``(R, I)``, the text deltas' A stacked; ``None`` if no text delta reaches here.
+        text_B: ``(O, R)``, their B side by side.
+        text_layout: Which ranks of the stack are whose.
+        modality_A: ``(R_m, I)`` by modality.
+        modality_B: ``(O, R_m)`` by modality.
+        modality_scale: Scale by modality.
+        router: Shared by all layers of the model.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        router: StreamRouter,
+        text: StackLayout,
+        modality: Mapping[str, tuple[int, float]],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            base.in_features, base.out_features, bias=base.bias is not None, device="meta"
+        )
+        self.weight = base.weight
+        self.bias = base.bias
+        self.router = router
+        self.text_layout = text
+        self.modality_scale = {name: scale for name, (_, scale) in modality.items()}
+        like = {"device": base.weight.device, "dtype": dtype or base.weight.dtype}
+
+        def factors(rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+            a = torch.zeros(rank, base.in_features, **like)
+            b = torch.zeros(base.out_features, rank, **like)
+            return nn.Parameter(a), nn.Parameter(b)
+
+        self.text_A: nn.Parameter | None = None
+        self.text_B: nn.Parameter | None = None
+        if text:
+            self.text_A, self.text_B = factors(sum(rank for _, rank, _ in text))
+        self.modality_A = nn.ParameterDict()
+        self.modality_B = nn.ParameterDict()
+        for name, (rank, _) in modality.items():
+            self.modality_A[name], self.modality_B[name] = factors(rank)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(B, T, I)`` (or any shape that flattens to B*T rows) to ``(..., O)``.
+
+        Raises:
+            InputError: ``x`` has another number of rows than the pass under way.
+        """
+        routing = self.router.routing
+        flat = x if x.ndim == 2 else x.flatten(0, -2)  # noqa: PLR2004
+        if flat.shape[0] != routing.tokens:
+            raise InputError(
+                f"a stream-aware layer was given {flat.shape[0]} tokens, the pass under way has "
+                f"{routing.tokens}"
+            )
+        if routing.order is None:
+            out = self._text(flat, routing)
+        else:
+            rows = routing.sort(x, flat)
+            parts = [
+                self._modality(name, rows[start:stop]) if name else self._text(rows[:stop], routing)
+                for name, start, stop in routing.streams
+            ]
+            out = routing.unsort(torch.cat(parts))
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def _text(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Map the text stream's rows ``(n, I)`` to ``(n, O)``."""
+        y = F.linear(x, self.weight, self.bias)
+        factors = routing.text_factors(self.text_layout)
+        if factors is None or self.text_A is None or self.text_B is None:
+            return y
+        start, stop, scale = factors
+        z = F.linear(x, self.text_A[start:stop].to(x.dtype))
+        # The factors are float32, so the product is rounded once, to the dtype of the layer.
+        z = (z * (scale if routing.text_rows is None else scale[routing.text_rows])).to(x.dtype)
+        return y.addmm_(z, self.text_B[:, start:stop].to(x.dtype).T)
+
+    def _modality(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Map rows ``(n, I)`` of a modality's stream to ``(n, O)``."""
+        y = F.linear(x, self.weight, self.bias)
+        if name not in self.modality_A:
+            return y
+        z = F.linear(x, self.modality_A[name].to(x.dtype)) * self.modality_scale[name]
+        return y.addmm_(z, self.modality_B[name].to(x.dtype).T)
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers that a delta may reach, by name.
+
+    Subclasses are left out: a quantised or fused layer computes something else than ``W x``.
+    """
+    return {name: m for name, m in model.named_modules() if type(m) is nn.Linear}
+
+
+def insert_streams(
+    model: nn.Module, modalities: Mapping[str, Any], *, decoupled: bool
+) -> StreamRouter:
+    """Replace the linear layers that any delta reaches by stream-aware ones, weights at zero.
+
+    Args:
+        model: The causal language model, as transformers opened it.
+        modalities: ``modalities`` of :class:`~modalloy.composition.configuration.ModalloyConfig`.
+        decoupled: Whether the modality deltas are used.
+
+    Returns:
+        The router that the layers share.
+
+    Raises:
+        DeltaError: A delta names a module that the model lacks or that is not a linear layer.
+    """
+    linears = linear_layers(model)
+    text = {n: expand_patterns(entry["text_delta"], linears) for n, entry in modalities.items()}
+    own = {
+        n: expand_patterns(entry["modality_delta"], linears)
+        for n, entry in modalities.items()
+        if decoupled
+    }
+    router = StreamRouter()
+    for module in sorted({m for table in (*text.values(), *own.values()) for m in table}):
+        layout = tuple(
+            (index, *text[name][module])
+            for index, name in enumerate(modalities)
+            if module in text[name]
+        )
+        modality = {name: table[module] for name, table in own.items() if module in table}
+        model.set_submodule(module, StreamLinear(linears[module], router, layout, modality))
+    return router
+
+
+def summarise(delta: LowRankDelta, linears: Iterable[str]) -> list[dict[str, Any]]:
+    """Return a delta's modules, ranks and scales as patterns, for the configuration.
+
+    A layer number becomes ``*`` where the delta reaches that module in every layer of the model
+    with one rank and scale; other modules stand by name.
+
+    Args:
+        delta: The delta.
+        linears: Names of the model's linear layers.
+
+    Raises:
+        DeltaError: The delta names a module that is not among them.
+    """
+    everywhere: dict[str, set[str]] = {}
+    for name in linears:
+        everywhere.setdefault(_star(name), set()).add(name)
+    groups: dict[str, dict[str, tuple[int, float]]] = {}
+    for name, pair in delta.pairs.items():
+        if name not in everywhere.get(_star(name), ()):
+            raise DeltaError(
+                f"the delta of {name!r} has no place: the base has no linear layer of that name",
+                tensor=name,
+            )
+        groups.setdefault(_star(name), {})[name] = (pair.rank, pair.scale)
+    entries: list[dict[str, Any]] = []
+    for star, members in groups.items():
+        uniform = members.keys() == everywhere[star] and len(set(members.values())) == 1
+        named = {star: next(iter(members.values()))} if uniform else members
+        entries += [{"module": n, "rank": rank, "scale": s} for n, (rank, s) in named.items()]
+    return entries
+
+
+def expand_patterns(
+    entries: Iterable[Mapping[str, Any]], linears: Iterable[str]
+) -> dict[str, tuple[int, float]]:
+    """Return rank and scale by module name: the inverse of :func:`summarise`.
+
+    Raises:
+        DeltaError: A pattern matches no linear layer of the model.
+    """
+    by_star: dict[str, list[str]] = {}
+    for name in linears:
+        by_star.setdefault(_star(name), []).append(name)
+        by_star.setdefault(name, [name])
+    table: dict[str, tuple[int, float]] = {}
+    for entry in entries:
+        pattern = entry["module"]
+        if pattern not in by_star:
+            raise DeltaError(
+                f"config.json: {pattern!r} matches no linear layer of the base", tensor=pattern
+            )
+        table |= dict.fromkeys(by_star[pattern], (entry["rank"], float(entry["scale"])))
+    return table
+
+
+def _star(name: str) -> str:
+    """Return a module's name with ``*`` in place of its layer number."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def fill_streams(
+    model: nn.Module,
+    text: Mapping[str, LowRankDelta],
+    modality: Mapping[str, LowRankDelta],
+) -> None:
+    """Copy deltas into the layers that :func:`insert_streams` made for them.
+
+    Args:
+        model: The language model.
+        text: Text-stream delta by modality.
+        modality: Modality-stream delta by modality; empty unless decoupled.
+
+    Raises:
+        DeltaError: A pair's shape is not its layer's, or a pair found no place.
+    """
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, StreamLinear)}
+    names = sorted({*text, *modality})
+    for parent in names:
+        for kind, table in (("text", text), ("modality", modality)):
+            for module, pair in table[parent].pairs.items() if parent in table else ():
+                layer = layers.get(module)
+                if layer is None:
+                    raise DeltaError(
+                        f"{parent}: the {kind} delta of {module!r} found no place", tensor=module
+                    )
+                a, b = _place(layer, kind, parent, names)
+                if a.shape != pair.A.shape or b.shape != pair.B.shape:
+                    raise DeltaError(
+                        f"{parent}: the {kind} delta of {module!r} has A {tuple(pair.A.shape)} "
+                        f"and B {tuple(pair.B.shape)}; its layer takes {tuple(a.shape)} and "
+                        f"{tuple(b.shape)}",
+                        tensor=module,
+                    )
+                with torch.no_grad():
+                    a.copy_(pair.A)
+                    b.copy_(pair.B)
+
+
+def _place(
+    layer: StreamLinear, kind: str, parent: str, names: list[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return views of A ``(R, I)`` and B ``(O, R)`` that hold one parent's pair in a layer."""
+    if kind == "modality":
+        return layer.modality_A[parent], layer.modality_B[parent]
+    start = 0
+    for index, rank, _ in layer.text_layout:
+        if names[index] == parent:
+            return layer.text_A[start : start + rank], layer.text_B[:, start : start + rank]
+        start += rank
+    raise DeltaError(f"{parent}: the layer holds no text delta of it")

@@ -1,0 +1,352 @@
+"""The composed model: one language model, with an encoder and a connector per modality."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from modalloy.composition.configuration import ModalloyConfig
+from modalloy.composition.encoders import EncoderStore
+from modalloy.composition.layers import insert_streams
+from modalloy.composition.streams import check_types, route
+from modalloy.errors import InputError
+from modalloy.modality import TEXT_TYPE_ID, resolve
+from modalloy.registry import Registry
+
+IGNORED = -100
+"""Label of positions that do not count in the loss."""
+
+
+class ModalityConnector(nn.Module):
+    """A connector with its learned embeddings before and after the features.
+
+    Attributes:
+        projection: The connector, ``(N, K, F)`` to ``(N, K', D)``.
+        prefix: ``(P, D)``, or ``None``.
+        suffix: ``(S, D)``, or ``None``.
+    """
+
+    def __init__(self, projection: nn.Module, hidden: int, prefix: int, suffix: int) -> None:
+        super().__init__()
+        self.projection = projection
+        self.prefix = nn.Parameter(torch.zeros(prefix, hidden)) if prefix else None
+        self.suffix = nn.Parameter(torch.zeros(suffix, hidden)) if suffix else None
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map ``(N, K, F)`` to ``(N, P + K' + S, D)``."""
+        body = self.projection(features)
+        count = body.shape[0]
+        ends = [None if e is None else e.expand(count, -1, -1) for e in (self.prefix, self.suffix)]
+        return torch.cat([part for part in (ends[0], body, ends[1]) if part is not None], dim=1)
+
+
+class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Base, connectors and streams of a composition.
+
+    Encoders are not among its parameters: each is opened when an input of its modality is first
+    encoded, so that a composition builds, saves and runs on ``inputs_embeds`` without them.
+
+    Attributes:
+        language_model: The base as transformers opened it, with stream-aware layers.
+        connectors: :class:`ModalityConnector` by modality.
+        router: What the stream-aware layers share.
+        encoders: Opens and keeps the encoders.
+        provenance: What ``modalloy.json`` holds.
+    """
+
+    config: ModalloyConfig
+    config_class = ModalloyConfig
+    base_model_prefix = "language_model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: ModalloyConfig,
+        *,
+        language_model: PreTrainedModel | None = None,
+        registry: Registry | None = None,
+    ) -> None:
+        super().__init__(config)
+        registry = registry or Registry.discover()
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.router = insert_streams(
+            self.language_model, config.modalities, decoupled=config.decoupled
+        )
+        self.encoders = EncoderStore(config.modalities, registry)
+        hidden = self.language_model.get_input_embeddings().embedding_dim
+        self.connectors = nn.ModuleDict(
+            {
+                name: _build_connector(entry, self.encoders.features(name), hidden, registry)
+                for name, entry in config.modalities.items()
+            }
+        )
+        self.provenance: dict[str, Any] = {}
+        self.type_ids = {n: entry["token_type_id"] for n, entry in config.modalities.items()}
+        self.coefficients = config.read_coefficients()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the base's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the base's head."""
+        return self.language_model.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        """Return the base without its head."""
+        return self.language_model.get_decoder()
+
+    def encode(self, modality: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Turn preprocessed inputs into embeddings.
+
+        Args:
+            modality: Name of the modality.
+            inputs: Tensors of its encoder's ``preprocess``, stacked over N inputs.
+
+        Returns:
+            ``(N, tokens, D)`` in the connector's dtype, prefix and suffix included.
+
+        Raises:
+            MissingComponentError: The encoder is not installed.
+        """
+        with torch.no_grad():
+            features = self.encoders.run(modality, inputs, self.device)
+        return self.connect(modality, features)
+
+    def connect(self, modality: str, features: torch.Tensor) -> torch.Tensor:
+        """Turn an encoder's features ``(N, K, F)`` into embeddings ``(N, tokens, D)``."""
+        connector = self.connectors[modality]
+        like = next(connector.parameters())
+        return connector(features.to(device=like.device, dtype=like.dtype))
+
+    def embed(
+        self, input_ids: torch.Tensor, types: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the embeddings of a prompt, inputs in place of their placeholders.
+
+        Args:
+            input_ids: ``(B, T)`` int64.
+            types: ``(B, T)`` ``mm_token_type_ids``.
+            inputs: ``<modality>_<tensor>``: preprocessed inputs ``(N, ...)``, or
+                ``<modality>_features (N, K, F)`` where they were encoded before.
+
+        Returns:
+            ``(B, T, D)``.
+
+        Raises:
+            InputError: A tensor belongs to no modality, or inputs and placeholders differ in
+                number.
+        """
+        # Placeholders have ids beyond the vocabulary; their rows are overwritten or unused.
+        text = torch.where(types == TEXT_TYPE_ID, input_ids, 0)
+        embeds = self.get_input_embeddings()(text)
+        for name, tensors in self._by_modality(inputs).items():
+            ready = tensors.get("features")
+            vectors = self.connect(name, ready) if ready is not None else self.encode(name, tensors)
+            mask = types == self.type_ids[name]
+            found, needed = int(mask.sum()), vectors.shape[0] * vectors.shape[1]
+            if found != needed:
+                raise InputError(
+                    f"{name}: the prompt has {found} placeholder tokens, {vectors.shape[0]} inputs "
+                    f"of {vectors.shape[1]} tokens need {needed}; lay the prompt out with the "
+                    "composition's own processor"
+                )
+            vectors = vectors.to(device=embeds.device, dtype=embeds.dtype).flatten(0, 1)
+            embeds = embeds.masked_scatter(mask[..., None], vectors)
+        return embeds
+
+    def _by_modality(
+        self, inputs: Mapping[str, torch.Tensor]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Group ``<modality>_<tensor>`` by modality, the longest matching name first."""
+        groups: dict[str, dict[str, torch.Tensor]] = {}
+        names = sorted(self.connectors, key=len, reverse=True)
+        for key in sorted(inputs):
+            owner = next((name for name in names if key.startswith(f"{name}_")), None)
+            if owner is None:
+                raise InputError(
+                    f"forward got {key!r}, which no modality of this composition takes; inputs "
+                    f"are named <modality>_<tensor>, the modalities are {', '.join(sorted(names))}"
+                )
+            groups.setdefault(owner, {})[key[len(owner) + 1 :]] = inputs[key]
+        return groups
+
+    def token_types(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        mm_token_type_ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return ``(B, T)`` types, read off the placeholders where they are not given.
+
+        Raises:
+            InputError: A type is not the composition's.
+        """
+        if mm_token_type_ids is not None:
+            check_types(mm_token_type_ids, self.type_ids)
+            return mm_token_type_ids
+        if input_ids is None:
+            assert inputs_embeds is not None  # noqa: S101  # checked by the caller
+            return torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        types = torch.zeros_like(input_ids)
+        for entry in self.config.modalities.values():
+            types[input_ids == entry["placeholder_id"]] = entry["token_type_id"]
+        return types
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the language model, each token on its stream.
+
+        Args:
+            input_ids: ``(B, T)`` int64; this or ``inputs_embeds``.
+            attention_mask: ``(B, T)``, or over the cached tokens too.
+            inputs_embeds: ``(B, T, D)``, inputs already in place.
+            mm_token_type_ids: Types of the tokens, ``(B, T)``, or of the cached tokens too; where
+                left out, read off the placeholders in ``input_ids`` (all text with embeddings).
+                In cached decoding, coefficients by presence need it over the whole prompt.
+            past_key_values: Cache of an earlier pass.
+            labels: ``(B, T)`` int64, :data:`IGNORED` where a token does not count.
+            logits_to_keep: As in transformers; 0 keeps all.
+            **kwargs: ``<modality>_<tensor>`` inputs; the rest goes to the base.
+
+        Returns:
+            Logits ``(B, T, V)``; with labels, the loss and the logits of the columns in which
+            some row has a label.
+
+        Raises:
+            InputError: The inputs do not fit together.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give either input_ids or inputs_embeds, and not both")
+        media = {k: kwargs.pop(k) for k in sorted(kwargs) if k.startswith(self._media_prefixes())}
+        types = self.token_types(input_ids, inputs_embeds, mm_token_type_ids)
+        length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        self._check_history(types, cached, length)
+        present = torch.stack(
+            [(types == value).any(dim=1) for value in self.type_ids.values()], dim=1
+        )
+        types = types[:, -length:]
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, types, media)
+        elif media:
+            raise InputError(f"inputs_embeds leave no place for {', '.join(media)}")
+        self.router.routing = route(
+            types, present, self.type_ids, self.coefficients, decoupled=self.config.decoupled
+        )
+        columns = None
+        if labels is not None:
+            columns = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
+            logits_to_keep = columns
+        items = kwargs.pop("num_items_in_batch", None)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+        if labels is not None and columns is not None:
+            outputs.loss = _loss(outputs.logits, labels[:, columns + 1], items)
+        return outputs
+
+    def _media_prefixes(self) -> tuple[str, ...]:
+        return tuple(f"{name}_" for name in self.connectors)
+
+    def _check_history(self, types: torch.Tensor, cached: int, length: int) -> None:
+        """Check that the types cover this pass, and the cache where coefficients look at it."""
+        whole = types.shape[1] == cached + length
+        if whole or (types.shape[1] == length and not self.coefficients.by_presence):
+            return
+        raise InputError(
+            f"mm_token_type_ids covers {types.shape[1]} tokens; this pass has {length} after "
+            f"{cached} cached ones, and the coefficients depend on the whole prompt: give it over "
+            f"all {cached + length} tokens, as attention_mask is"
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        *args: Any,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Keep the whole prompt's types beside the tokens of the next pass."""
+        types = kwargs.get("mm_token_type_ids")
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
+        )
+        if types is not None:
+            prepared["mm_token_type_ids"] = types
+        return prepared
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """Generate as transformers does; inputs are encoded once, before beams are expanded.
+
+        Placeholders in the returned prompts are replaced by the padding token, since logits
+        processors index the vocabulary by the ids they see.
+        """
+        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        embeds = kwargs.pop("inputs_embeds", None)
+        media = {k: kwargs.pop(k) for k in sorted(kwargs) if k.startswith(self._media_prefixes())}
+        if input_ids is None and embeds is None:
+            raise InputError("generate needs input_ids or inputs_embeds")
+        types = self.token_types(input_ids, embeds, kwargs.pop("mm_token_type_ids", None))
+        if input_ids is not None:
+            if embeds is None:
+                embeds = self.embed(input_ids, types, media)
+            pad = self.generation_config.pad_token_id or 0
+            input_ids = torch.where(types[:, -input_ids.shape[1] :] == 0, input_ids, pad)
+            kwargs["input_ids"] = input_ids
+        return super().generate(inputs_embeds=embeds, mm_token_type_ids=types, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, with ``modalloy.json`` and the encoders' own files."""
+        from modalloy.composition.directory import write_extras
+
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_extras(self, Path(save_directory))
+
+
+def _build_connector(
+    entry: Mapping[str, Any], features: int, hidden: int, registry: Registry
+) -> ModalityConnector:
+    connector = entry["connector"]
+    kind = registry.connector(connector["type"])
+    projection = resolve(kind.build)(connector["config"], features, hidden)
+    return ModalityConnector(projection, hidden, entry["prefix_tokens"], entry["suffix_tokens"])
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor, items: Any) -> torch.Tensor:
+    """Return the cross-entropy over labelled positions, in float32.
+
+    Args:
+        logits: ``(B, C, V)``.
+        targets: ``(B, C)``.
+        items: Labelled tokens of the whole (accumulated, distributed) batch, or ``None`` for the
+            mean over this one.
+    """
+    flat, goal = logits.float().flatten(0, 1), targets.flatten().to(logits.device)
+    if items is None:
+        return F.cross_entropy(flat, goal, ignore_index=IGNORED)
+    return F.cross_entropy(flat, goal, ignore_index=IGNORED, reduction="sum") / items

@@ -1,0 +1,219 @@
+"""The processor: from messages to token ids, token types and preprocessed inputs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+from modalloy.composition.content import flatten_message
+from modalloy.composition.encoders import EncoderStore
+from modalloy.errors import InputError
+from modalloy.modality import TEXT_TYPE_ID, resolve
+from modalloy.registry import Registry
+
+Conversation = Sequence[Mapping[str, Any]]
+
+
+class ModalloyProcessor(ProcessorMixin):
+    """Lays out prompts for a composition.
+
+    Attributes:
+        tokenizer: The base's, with the placeholders added.
+        modalities: ``modalities`` of the composition's configuration.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        modalities: dict[str, Any] | None = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(tokenizer, chat_template=chat_template, **kwargs)
+        self.modalities = dict(sorted((modalities or {}).items()))
+        self._registry: Registry | None = None
+
+    def bind(self, registry: Registry) -> "ModalloyProcessor":
+        """Use the modalities and encoders of ``registry`` and return this processor."""
+        self._registry = registry
+        return self
+
+    @property
+    def registry(self) -> Registry:
+        """Supplies readers and encoders; what is installed, unless bound."""
+        if self._registry is None:
+            self._registry = Registry.discover()
+        return self._registry
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``processor_config.json`` holds; what is installed is not part of it."""
+        registry, self._registry = self._registry, None
+        try:
+            data = super().to_dict()
+        finally:
+            self._registry = registry
+        data.pop("_registry", None)
+        return data
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors that every prompt has."""
+        return ["input_ids", "attention_mask", "mm_token_type_ids"]
+
+    def apply_chat_template(
+        self,
+        conversation: Conversation | Sequence[Conversation],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Turn one conversation, or several, into model inputs.
+
+        Args:
+            conversation: Messages of one conversation, or a list of such lists.
+            chat_template: Jinja template in place of the base's.
+            tokenize: False returns the prompt as text, placeholders included.
+            add_generation_prompt: Whether the prompt ends where the answer begins.
+            **kwargs: Further variables of the template.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and ``mm_token_type_ids`` ``(B, T)`` int64, padded
+            on the left, and ``<modality>_<tensor>`` ``(N, ...)`` for each modality present.
+
+        Raises:
+            InputError: A message or an input cannot be used.
+            LimitError: An input is larger than its modality allows.
+            MissingComponentError: An encoder is not installed.
+        """
+        for key in ("return_dict", "return_tensors", "padding"):
+            kwargs.pop(key, None)  # always a dict of padded tensors
+        single = bool(conversation) and isinstance(conversation[0], Mapping)
+        batch: Any = [conversation] if single else conversation
+        texts, inputs = [], []
+        for messages in batch:
+            flat = [flatten_message(message, self.modalities) for message in messages]
+            texts.append(
+                self.tokenizer.apply_chat_template(
+                    [message for message, _ in flat],
+                    chat_template=chat_template or self.chat_template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **kwargs,
+                )
+            )
+            inputs += [one for _, found in flat for one in found]
+        if not tokenize:
+            return texts[0] if single else texts
+        return self.encode_prompts(texts, inputs)
+
+    def __call__(self, text: str | Sequence[str] | None = None, **inputs: Any) -> BatchFeature:
+        """Lay out prompts given as text.
+
+        Args:
+            text: Prompts; each modality's content type in angle brackets, such as ``<image>``,
+                stands for one input.
+            **inputs: Lists of inputs by content type, in prompt order, as in
+                ``processor("<image>What is this?", image=["cat.png"])``.
+
+        Returns:
+            As :meth:`apply_chat_template`.
+
+        Raises:
+            InputError: A content type is unknown, or inputs and marks differ in number.
+        """
+        texts = [text] if isinstance(text, str) else list(text or [])
+        queues = {kind: list(values) for kind, values in inputs.items() if values is not None}
+        by_type = {entry["content_type"]: name for name, entry in self.modalities.items()}
+        unknown = sorted(queues.keys() - by_type.keys())
+        if unknown:
+            raise InputError(
+                f"no modality of this composition takes {', '.join(unknown)}; it takes "
+                f"{', '.join(sorted(by_type))}"
+            )
+        laid_out, found = [], []
+        for prompt in texts:
+            parts = _split_marks(prompt, by_type)
+            for kind in parts[1::2]:
+                if not queues.get(kind):
+                    raise InputError(f"the prompts have more <{kind}> marks than {kind} inputs")
+                found.append((by_type[kind], _as_source(queues[kind].pop(0))))
+            for index in range(1, len(parts), 2):
+                entry = self.modalities[by_type[parts[index]]]
+                parts[index] = entry["placeholder"] * entry["tokens"]
+            laid_out.append("".join(parts))
+        left = sorted(kind for kind, queue in queues.items() if queue)
+        if left:
+            raise InputError(f"there are more {', '.join(left)} inputs than marks in the prompts")
+        return self.encode_prompts(laid_out, found)
+
+    def encode_prompts(
+        self, texts: Sequence[str], inputs: Sequence[tuple[str, Any]]
+    ) -> BatchFeature:
+        """Tokenise laid-out prompts and preprocess their inputs.
+
+        Args:
+            texts: Prompts with placeholders, one per row.
+            inputs: ``(modality, source)`` of all rows, in prompt order.
+        """
+        encoded = self.tokenizer(
+            list(texts), padding=True, add_special_tokens=False, return_tensors="pt"
+        )
+        data = {key: encoded[key] for key in ("input_ids", "attention_mask")}
+        data["mm_token_type_ids"] = self.token_types(data["input_ids"])
+        data |= self.preprocess(inputs)
+        return BatchFeature(data)
+
+    def token_types(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return ``mm_token_type_ids (B, T)`` of ids ``(B, T)``."""
+        types = torch.full_like(input_ids, TEXT_TYPE_ID)
+        for entry in self.modalities.values():
+            types[input_ids == entry["placeholder_id"]] = entry["token_type_id"]
+        return types
+
+    def preprocess(self, inputs: Sequence[tuple[str, Any]]) -> dict[str, torch.Tensor]:
+        """Read and preprocess inputs.
+
+        Args:
+            inputs: ``(modality, source)`` in prompt order.
+
+        Returns:
+            ``<modality>_<tensor> (N, ...)``.
+        """
+        store = EncoderStore(self.modalities, self.registry)
+        items: dict[str, list[dict[str, torch.Tensor]]] = {}
+        for name, source in inputs:
+            modality = self.registry.modality(name)
+            decoded = resolve(modality.read)(source, modality.limits)
+            config = self.modalities[name]["encoder"]["config"]
+            tensors = resolve(store.kind(name).preprocess)(decoded, config)
+            items.setdefault(name, []).append(tensors)
+        return {
+            f"{name}_{key}": torch.stack([one[key] for one in found])
+            for name, found in items.items()
+            for key in found[0]
+        }
+
+
+def _split_marks(prompt: str, by_type: Mapping[str, str]) -> list[str]:
+    """Split at ``<kind>`` marks: texts at even places, kinds at odd ones."""
+    parts = [prompt]
+    for kind in by_type:
+        parts = [
+            piece
+            for index, part in enumerate(parts)
+            for piece in ([part] if index % 2 else _interleave(part, kind))
+        ]
+    return parts
+
+
+def _interleave(part: str, kind: str) -> list[str]:
+    pieces = part.split(f"<{kind}>")
+    return [item for piece in pieces for item in (piece, kind)][:-1]
+
+
+def _as_source(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) else value

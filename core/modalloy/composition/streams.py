@@ -1,0 +1,208 @@
+"""Streams: which weights each token of a batch runs on, worked out once per forward pass.
+
+The text stream is type 0 of ``mm_token_type_ids``; each modality has a type of its own. Tokens are
+sorted by stream once per pass: a layer then works on contiguous rows, multiplies each stream by
+its own thin factors, and puts the rows back in order. Its work follows the number of tokens of
+each stream and not tokens times modalities.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from modalloy.composition.coefficients import Coefficients
+from modalloy.errors import InputError, ModalloyError
+
+StackLayout = tuple[tuple[int, int, float], ...]
+"""How a layer's text deltas are stacked along R: (index of the modality, rank, scale) each."""
+
+
+@attrs.define(eq=False)
+class Routing:
+    """The streams of one forward pass over B rows of T tokens.
+
+    Attributes:
+        tokens: B * T.
+        order: ``(B*T,)`` int64: flat positions sorted by stream, text first; ``None`` where all
+            tokens are on the text stream.
+        inverse: ``(B*T,)`` int64: where each flat position went.
+        streams: ``(name, start, stop)`` in sorted order; the text stream is named ``""``.
+        text_rows: Row of each text token ``(n,)`` int64; ``None`` where all rows have the same
+            coefficients.
+        coefficients: ``(B, M)`` float32, or ``(1, M)`` where all rows have the same.
+    """
+
+    tokens: int
+    order: torch.Tensor | None
+    inverse: torch.Tensor | None
+    streams: Sequence[tuple[str, int, int]]
+    text_rows: torch.Tensor | None
+    coefficients: torch.Tensor
+    _factors: dict[StackLayout, tuple[int, int, torch.Tensor] | None] = attrs.Factory(dict)
+    _input: torch.Tensor | None = None
+    _sorted: torch.Tensor | None = None
+
+    def text_factors(self, layout: StackLayout) -> tuple[int, int, torch.Tensor] | None:
+        """Return which ranks of a stack are at work, and the factor of each.
+
+        Args:
+            layout: The stack's layout.
+
+        Returns:
+            ``(start, stop, factors)``: ranks ``start`` to ``stop`` of the stack, and coefficient
+            times scale for each of them, ``(B, stop - start)`` or ``(1, stop - start)`` float32.
+            ``None`` where every coefficient is 0, and the layer is the base's.
+        """
+        if layout not in self._factors:
+            self._factors[layout] = self._expand(layout)
+        return self._factors[layout]
+
+    def _expand(self, layout: StackLayout) -> tuple[int, int, torch.Tensor] | None:
+        used = [bool(self.coefficients[:, index].any()) for index, _, _ in layout]
+        if not any(used):
+            return None
+        # Parents at the ends of the stack that no row uses are cut off: a view, no copy.
+        first, last = used.index(True), len(used) - used[::-1].index(True)
+        start = sum(rank for _, rank, _ in layout[:first])
+        columns = [
+            (self.coefficients[:, index] * scale)[:, None].expand(-1, rank)
+            for index, rank, scale in layout[first:last]
+        ]
+        factors = torch.cat(columns, dim=1)
+        return start, start + factors.shape[1], factors
+
+    def sort(self, x: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        """Return the rows of ``flat (B*T, I)``, which is ``x`` flattened, by stream.
+
+        Query, key and value (and gate and up) projections are called with the same tensor, one
+        after the other; the last result is kept for them.
+        """
+        if self._sorted is None or self._input is not x:
+            self._input = x
+            self._sorted = _Permutation.apply(flat, self.order, self.inverse)
+        return self._sorted
+
+    def unsort(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows ``(B*T, O)`` that are sorted by stream in the order of the batch."""
+        return _Permutation.apply(rows, self.inverse, self.order)
+
+
+class _Permutation(torch.autograd.Function):
+    """Reorder rows. Torch's own backward of a gather is a scatter-add, far slower on the CPU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.inverse = inverse
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return grads[0].index_select(0, ctx.inverse), None, None
+
+
+def route(
+    types: torch.Tensor,
+    present: torch.Tensor,
+    type_ids: Mapping[str, int],
+    coefficients: Coefficients,
+    *,
+    decoupled: bool,
+) -> Routing:
+    """Work out the streams of a forward pass.
+
+    Args:
+        types: ``(B, T)`` integers: ``mm_token_type_ids`` of the tokens of this pass.
+        present: ``(B, M)`` bool: modalities in each row's whole prompt, cached tokens included.
+        type_ids: Type of each modality, in sorted order of names.
+        coefficients: Of the composition, over the same modalities.
+        decoupled: Whether modality tokens leave the text stream.
+    """
+    batch, length = types.shape
+    flat = types.reshape(-1)
+    order = inverse = None
+    streams = [("", 0, batch * length)]
+    if decoupled and bool(flat.any()):
+        order = flat.argsort(stable=True)
+        inverse = order.argsort()
+        streams = _boundaries(flat, type_ids)
+    table = _coefficient_rows(present, tuple(type_ids), coefficients)
+    text_rows = None
+    if len(table) > 1:
+        positions = torch.arange(batch * length, device=types.device) if order is None else order
+        text_rows = torch.div(positions[: streams[0][2]], length, rounding_mode="floor")
+    values = torch.tensor(table, dtype=torch.float32, device=types.device)
+    return Routing(batch * length, order, inverse, streams, text_rows, values)
+
+
+def _boundaries(flat: torch.Tensor, type_ids: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """Return where each stream lies once the tokens are sorted by type."""
+    counts = torch.bincount(flat).tolist()
+    names = {0: "", **{value: name for name, value in type_ids.items()}}
+    streams, start = [], 0
+    for value, count in enumerate(counts):
+        if count or value == 0:
+            streams.append((names[value], start, start + count))
+        start += count
+    return streams
+
+
+def _coefficient_rows(
+    present: torch.Tensor, names: Sequence[str], coefficients: Coefficients
+) -> list[tuple[float, ...]]:
+    """Return one row of coefficients per row of the batch, or a single one if all are equal."""
+    if not coefficients.by_presence:
+        return [coefficients.default]
+    rows = [
+        coefficients.row(frozenset(name for name, here in zip(names, row, strict=True) if here))
+        for row in present.tolist()
+    ]
+    return rows[:1] if len(set(rows)) == 1 else rows
+
+
+def check_types(types: torch.Tensor, type_ids: Mapping[str, int]) -> None:
+    """Check that every token type is text or one of the composition's.
+
+    Raises:
+        InputError: Some token has another type.
+    """
+    known = {0, *type_ids.values()}
+    unknown = sorted(set(torch.unique(types).tolist()) - known)
+    if unknown:
+        names = ", ".join(f"{value} {name}" for name, value in type_ids.items())
+        raise InputError(
+            f"mm_token_type_ids holds {unknown}, which this composition does not have; its types "
+            f"are 0 text, {names}"
+        )
+
+
+class StreamRouter:
+    """What all stream-aware layers of one model share: the routing of the pass under way.
+
+    The routing stays in place after the pass, so that layers recomputed in the backward pass
+    (gradient checkpointing) run on the same streams.
+    """
+
+    def __init__(self) -> None:
+        self._routing: Routing | None = None
+
+    @property
+    def routing(self) -> Routing:
+        """Routing of the pass under way.
+
+        Raises:
+            ModalloyError: The language model was called on its own.
+        """
+        if self._routing is None:
+            raise ModalloyError(
+                "the language model of a composition was called on its own: its layers do not "
+                "know which stream each token is on. Call the composed model instead"
+            )
+        return self._routing
+
+    @routing.setter
+    def routing(self, value: Routing) -> None:
+        self._routing = value

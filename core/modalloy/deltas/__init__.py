@@ -1,0 +1,1 @@
+"""Deltas: what tuning changed in a base, as low-rank pairs."""

@@ -1,0 +1,1 @@
+"""Training a parent: a connector, then connector and low-rank deltas, over a frozen base."""

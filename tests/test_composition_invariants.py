@@ -1,0 +1,239 @@
+"""The five invariants of a composition, on tiny bases of two families.
+
+The oracle shares no code with the stream-aware layers: the plain transformers model, with every
+linear layer's output corrected by dense ``scale * B @ A`` under a mask per token.
+"""
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_base
+from toy import ask, toy_parent, toy_registry
+from transformers import AutoModelForCausalLM
+
+import modalloy
+from modalloy.deltas.lowrank import LowRankDelta, read_adapter
+from modalloy.errors import InputError
+
+# float32 sums of about 50 terms in another order: differences of a few units in the last place.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(params=FAMILIES)
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tiny_base(tmp_path / "base", family=request.param, seed=3)
+
+
+@pytest.fixture
+def parents(base: Path, tmp_path: Path) -> dict[str, Path]:
+    return {
+        "sight": toy_parent(tmp_path / "p1", base, "sight", seed=1, prefix=2),
+        "sound": toy_parent(tmp_path / "p2", base, "sound", seed=2, suffix=1),
+    }
+
+
+def oracle(
+    base: Path, embeds: torch.Tensor, attention: torch.Tensor, masked: list[tuple[LowRankDelta, Any]]
+) -> torch.Tensor:
+    """Logits of the base with dense deltas, each under a mask ``(B, T, 1)`` of coefficients."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    for name, module in model.named_modules():
+        pairs = [(d.pairs[name].dense(), mask) for d, mask in masked if name in d.pairs]
+
+        def correct(_: Any, args: Any, out: torch.Tensor, pairs: Any = pairs) -> torch.Tensor:
+            return out + sum(mask * (args[0] @ dense.T) for dense, mask in pairs)
+
+        if pairs:
+            module.register_forward_hook(correct)
+    with torch.no_grad():
+        return model(inputs_embeds=embeds, attention_mask=attention).logits
+
+
+def compose(base: Path, parents: list[Path], **kwargs: Any) -> Any:
+    registry = kwargs.pop("registry", None) or toy_registry("sight", "sound")
+    return modalloy.compose(
+        base, modalities=kwargs.pop("modalities", None), parents=parents, registry=registry, **kwargs
+    )
+
+
+def logits(model: Any, batch: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def embeds(model: Any, batch: Any) -> torch.Tensor:
+    media = {k: v for k, v in batch.items() if k.startswith(("sight_", "sound_"))}
+    with torch.no_grad():
+        return model.embed(batch["input_ids"], batch["mm_token_type_ids"], media)
+
+
+def expected(
+    base: Path, model: Any, batch: Any, parents: dict[str, Path], rows: list[dict[str, float]]
+) -> torch.Tensor:
+    """The oracle's logits for text coefficients by row of the batch."""
+    types = batch["mm_token_type_ids"]
+    masked = []
+    for name, path in parents.items():
+        values = torch.tensor([row[name] for row in rows])[:, None] * (types == 0)
+        masked.append((read_adapter(path / "text_adapter"), values[..., None]))
+        own = (types == model.type_ids[name])[..., None].float()
+        masked.append((read_adapter(path / "modality_adapter"), own))
+    return oracle(base, embeds(model, batch), batch["attention_mask"], masked)
+
+
+SEE = ask(("image", [0.3]), "what is it")
+HEAR = ask("listen: ", ("audio", [1.7]), " and say")
+BOTH = ask(("audio", [0.2]), "and", ("image", [0.9]), "the same?")
+TEXT = ask("what is the time")
+
+
+def test_one_parent_alone_is_that_parent(base: Path, parents: dict[str, Path]) -> None:
+    for name, messages in (("sight", SEE), ("sound", HEAR)):
+        model, processor = compose(base, [parents[name]])
+        batch = processor.apply_chat_template(messages, add_generation_prompt=True)
+        goal = expected(base, model, batch, {name: parents[name]}, [{name: 1.0}])
+        torch.testing.assert_close(logits(model, batch), goal, **CLOSE)
+
+
+def test_one_modality_present_restores_its_parent(base: Path, parents: dict[str, Path]) -> None:
+    together, processor = compose(base, list(parents.values()))
+    for name, messages in (("sight", SEE), ("sound", HEAR)):
+        alone, own = compose(base, [parents[name]])
+        batch = processor.apply_chat_template(messages)
+        torch.testing.assert_close(
+            logits(together, batch), logits(alone, own.apply_chat_template(messages)), **CLOSE
+        )
+
+
+def test_text_alone_is_the_base_to_the_bit(base: Path, parents: dict[str, Path]) -> None:
+    model, processor = compose(base, list(parents.values()))
+    batch = processor.apply_chat_template(TEXT)
+    plain = AutoModelForCausalLM.from_pretrained(base).eval()
+    with torch.no_grad():
+        goal = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert torch.equal(logits(model, batch), goal)
+
+
+def test_rows_of_a_batch_take_their_own_coefficients(base: Path, parents: dict[str, Path]) -> None:
+    model, processor = compose(
+        base,
+        list(parents.values()),
+        coefficients={frozenset({"sight", "sound"}): {"sight": 0.25, "sound": 0.75}},
+    )
+    batch = processor.apply_chat_template([SEE, HEAR, BOTH, TEXT], add_generation_prompt=True)
+    assert (batch["attention_mask"] == 0).any(), "the rows should differ in length"
+    rows = [
+        {"sight": 1.0, "sound": 0.0},
+        {"sight": 0.0, "sound": 1.0},
+        {"sight": 0.25, "sound": 0.75},
+        {"sight": 0.0, "sound": 0.0},
+    ]
+    goal = expected(base, model, batch, parents, rows)
+    kept = batch["attention_mask"].bool()
+    torch.testing.assert_close(logits(model, batch)[kept], goal[kept], **CLOSE)
+
+
+@pytest.mark.parametrize(("rule", "value"), [("mean", 0.5), ("sum", 1.0)])
+def test_naive_runs_every_token_on_the_merged_delta(
+    base: Path, tmp_path: Path, rule: str, value: float
+) -> None:
+    naive = {
+        name: toy_parent(tmp_path / name, base, name, strategy="naive", seed=seed)
+        for seed, name in enumerate(("sight", "sound"))
+    }
+    model, processor = compose(base, list(naive.values()), method="naive", coefficients=rule)
+    batch = processor.apply_chat_template([BOTH])
+    masked = [(read_adapter(p / "text_adapter"), torch.tensor(value)) for p in naive.values()]
+    goal = oracle(base, embeds(model, batch), batch["attention_mask"], masked)
+    torch.testing.assert_close(logits(model, batch), goal, **CLOSE)
+
+
+def test_naive_parents_decouple_after_the_fact(base: Path, tmp_path: Path) -> None:
+    path = toy_parent(tmp_path / "n", base, "sight", strategy="naive", seed=5)
+    model, processor = compose(base, [path])
+    batch = processor.apply_chat_template([SEE])
+    everywhere = [(read_adapter(path / "text_adapter"), torch.tensor(1.0))]
+    goal = oracle(base, embeds(model, batch), batch["attention_mask"], everywhere)
+    torch.testing.assert_close(logits(model, batch), goal, **CLOSE)
+
+
+def test_cached_decoding_gives_the_logits_of_the_whole(base: Path, parents: dict[str, Path]) -> None:
+    model, processor = compose(base, list(parents.values()))
+    batch = processor.apply_chat_template([SEE, BOTH], add_generation_prompt=True)
+    out = model.generate(**batch, max_new_tokens=4, do_sample=False, output_logits=True,
+                         return_dict_in_generate=True, min_new_tokens=4)
+    new = out.sequences[:, batch["input_ids"].shape[1] :]
+    whole = dict(batch)
+    whole["input_ids"] = torch.cat([batch["input_ids"], new], 1)
+    ones = torch.ones_like(new)
+    whole["attention_mask"] = torch.cat([batch["attention_mask"], ones], 1)
+    whole["mm_token_type_ids"] = torch.cat([batch["mm_token_type_ids"], ones * 0], 1)
+    goal = logits(model, whole)[:, -5:-1]
+    torch.testing.assert_close(torch.stack(out.logits, 1), goal, **CLOSE)
+
+
+def test_order_of_parents_and_plugins_changes_no_bit(base: Path, parents: dict[str, Path]) -> None:
+    first, processor = compose(base, list(parents.values()))
+    second, other = compose(
+        base, list(parents.values())[::-1], registry=toy_registry("sound", "sight")
+    )
+    batch = processor.apply_chat_template([SEE, BOTH])
+    again = other.apply_chat_template([SEE, BOTH])
+    assert torch.equal(batch["input_ids"], again["input_ids"])
+    assert torch.equal(logits(first, batch), logits(second, again))
+    assert first.config.to_dict() == second.config.to_dict()
+
+
+def test_saved_and_loaded_it_says_the_same(
+    base: Path, parents: dict[str, Path], tmp_path: Path
+) -> None:
+    model, processor = compose(base, list(parents.values()))
+    model.save_pretrained(tmp_path / "out")
+    processor.save_pretrained(tmp_path / "out")
+    again, reader = modalloy.load(tmp_path / "out", registry=toy_registry())
+    batch = processor.apply_chat_template([SEE, BOTH], add_generation_prompt=True)
+    reread = reader.apply_chat_template([SEE, BOTH], add_generation_prompt=True)
+    assert {k: v.tolist() for k, v in batch.items()} == {k: v.tolist() for k, v in reread.items()}
+    assert torch.equal(logits(model, batch), logits(again, batch))
+    options = {"max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(model.generate(**batch, **options), again.generate(**reread, **options))
+    assert again.provenance == model.provenance
+
+
+def test_beams_and_samples_run_with_penalties(base: Path, parents: dict[str, Path]) -> None:
+    model, processor = compose(base, list(parents.values()))
+    batch = processor.apply_chat_template([BOTH, SEE], add_generation_prompt=True)
+    prompt = batch["input_ids"].shape[1]
+    beams = model.generate(**batch, num_beams=3, max_new_tokens=3, repetition_penalty=1.3)
+    sampled = model.generate(**batch, do_sample=True, num_return_sequences=2, max_new_tokens=3)
+    assert beams.shape[0] == 2
+    assert sampled.shape[0] == 4
+    assert sampled.shape[1] <= prompt + 3
+
+
+def test_presence_needs_the_whole_prompt_in_cached_decoding(
+    base: Path, parents: dict[str, Path]
+) -> None:
+    model, processor = compose(base, list(parents.values()))
+    batch = processor.apply_chat_template([SEE])
+    with torch.no_grad():
+        cache = model(**batch, use_cache=True).past_key_values
+        with pytest.raises(InputError, match="depend on the whole prompt: give it over all"):
+            model(input_ids=torch.tensor([[5]]), past_key_values=copy.deepcopy(cache))
+
+
+def test_random_layouts_agree_with_the_oracle(base: Path, parents: dict[str, Path]) -> None:
+    model, processor = compose(base, list(parents.values()), coefficients="uniform")
+    draw = random.Random(0)
+    kinds = [("image", [0.4]), ("audio", [1.1]), "word ", "some longer words "]
+    for _ in range(5):
+        chats = [ask(*draw.choices(kinds, k=draw.randint(1, 5)), "x") for _ in range(3)]
+        batch = processor.apply_chat_template(chats)
+        rows = [{"sight": 0.5, "sound": 0.5}] * 3
+        goal = expected(base, model, batch, parents, rows)
+        kept = batch["attention_mask"].bool()
+        torch.testing.assert_close(logits(model, batch)[kept], goal[kept], **CLOSE)
