@@ -258,23 +258,27 @@ class TestConfig:
             ),
             (
                 {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
-                "T5ForConditionalGeneration (t5) is not a decoder-only language model",
+                "T5ForConditionalGeneration is not a decoder-only language model of type 't5'",
             ),
             (
                 {"model_type": "bart", "architectures": ["BartForCausalLM"]},
-                "BartForCausalLM (bart) is not a decoder-only",
+                "BartForCausalLM is not a decoder-only language model of type 'bart'",
             ),
             (
                 {"model_type": "bert", "architectures": ["BertLMHeadModel"]},
-                "BertLMHeadModel (bert) is not a decoder-only",
+                "BertLMHeadModel is not a decoder-only language model of type 'bert'",
             ),
             (
                 {"architectures": ["LlamaForSequenceClassification"]},
-                "LlamaForSequenceClassification (llama) is not a decoder-only",
+                "LlamaForSequenceClassification is not a decoder-only language model of",
             ),
             (
                 {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]},
-                "Gemma3ForConditionalGeneration (gemma3) is not a decoder-only",
+                "Gemma3ForConditionalGeneration is not a decoder-only language model of",
+            ),
+            (
+                {"architectures": ["Qwen3ForCausalLM"]},
+                "Qwen3ForCausalLM is not a decoder-only language model of type 'llama'",
             ),
             ({"is_encoder_decoder": True}, "is not a decoder-only"),
             ({"quantization_config": {"quant_method": "gptq"}}, "the base is quantised; deltas"),

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_base
-from toy import ask, toy_parent, toy_registry
 from transformers import AutoModelForCausalLM
 
 import modalloy
 from modalloy.deltas.lowrank import LowRankDelta, read_adapter
 from modalloy.errors import InputError
+from tiny import FAMILIES, tiny_base
+from toy import ask, toy_parent, toy_registry
 
 # float32 sums of about 50 terms in another order: differences of a few units in the last place.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -37,7 +37,10 @@ def parents(base: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 def oracle(
-    base: Path, embeds: torch.Tensor, attention: torch.Tensor, masked: list[tuple[LowRankDelta, Any]]
+    base: Path,
+    embeds: torch.Tensor,
+    attention: torch.Tensor,
+    masked: list[tuple[LowRankDelta, Any]],
 ) -> torch.Tensor:
     """Logits of the base with dense deltas, each under a mask ``(B, T, 1)`` of coefficients."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
@@ -56,7 +59,11 @@ def oracle(
 def compose(base: Path, parents: list[Path], **kwargs: Any) -> Any:
     registry = kwargs.pop("registry", None) or toy_registry("sight", "sound")
     return modalloy.compose(
-        base, modalities=kwargs.pop("modalities", None), parents=parents, registry=registry, **kwargs
+        base,
+        modalities=kwargs.pop("modalities", None),
+        parents=parents,
+        registry=registry,
+        **kwargs,
     )
 
 
@@ -161,11 +168,19 @@ def test_naive_parents_decouple_after_the_fact(base: Path, tmp_path: Path) -> No
     torch.testing.assert_close(logits(model, batch), goal, **CLOSE)
 
 
-def test_cached_decoding_gives_the_logits_of_the_whole(base: Path, parents: dict[str, Path]) -> None:
+def test_cached_decoding_gives_the_logits_of_the_whole(
+    base: Path, parents: dict[str, Path]
+) -> None:
     model, processor = compose(base, list(parents.values()))
     batch = processor.apply_chat_template([SEE, BOTH], add_generation_prompt=True)
-    out = model.generate(**batch, max_new_tokens=4, do_sample=False, output_logits=True,
-                         return_dict_in_generate=True, min_new_tokens=4)
+    out = model.generate(
+        **batch,
+        max_new_tokens=4,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        min_new_tokens=4,
+    )
     new = out.sequences[:, batch["input_ids"].shape[1] :]
     whole = dict(batch)
     whole["input_ids"] = torch.cat([batch["input_ids"], new], 1)

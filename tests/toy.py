@@ -157,7 +157,9 @@ def toy_parent(
 def ask(*parts: Any) -> list[dict[str, Any]]:
     """One user message; text parts as strings, inputs as (content type, numbers)."""
     content = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": part[0], part[0]: part[1]}
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": part[0], part[0]: part[1]}
         for part in parts
     ]
     return [{"role": "user", "content": content}]

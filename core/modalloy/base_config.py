@@ -88,8 +88,8 @@ def load_config(directory: Path) -> "PretrainedConfig":
         or getattr(config, "is_encoder_decoder", False)
     ):
         raise FormatError(
-            f"{path}: {architecture} ({kind}) is not a decoder-only language model; modalloy "
-            "composes over those, such as LlamaForCausalLM or Qwen3ForCausalLM",
+            f"{path}: {architecture} is not a decoder-only language model of type {kind!r}; "
+            "modalloy composes over those, such as LlamaForCausalLM or Qwen3ForCausalLM",
             path=path,
         )
     if "quantization_config" in data:

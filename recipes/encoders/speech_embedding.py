@@ -117,7 +117,15 @@ def store_vectors(directory: Path, path: Path) -> None:
         "last_frame": torch.from_numpy(frames[-1].copy()),
         "embeddings": torch.from_numpy(vectors.copy()),
     }
-    save_file(tensors, path)
+    save(tensors, path)
+
+
+def save(
+    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file that everybody may read; safetensors makes private ones."""
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(0o644)
 
 
 def main() -> int:
@@ -128,7 +136,7 @@ def main() -> int:
     parser.add_argument("--vectors", type=Path, help="also store test vectors here")
     options = parser.parse_args()
     metadata = {"licence": "Apache-2.0", "source": "Google speech_embedding, openwakeword 0.4.0"}
-    save_file(convert(options.onnx_dir), options.out, metadata=metadata)
+    save(convert(options.onnx_dir), options.out, metadata)
     module = SpeechEmbedding(SpeechEmbeddingConfig()).eval().requires_grad_(requires_grad=False)
     module.load_state_dict(load_file(options.out))
     print(f"{options.out}: {options.out.stat().st_size} bytes")

@@ -26,7 +26,7 @@ QUESTIONS = {"val": 200, "test": 400}
 """Questions of each set by split; caption sets, with all classes to choose from, have half."""
 PICTURE_NOISE: dict[str, Any] = {"side": 32, "blur": 0.8, "noise": 10.0}
 """Degradation of pictures in the noisy sets, set by calibrate.py on validation objects."""
-SPEECH_SNR = -2.0
+SPEECH_SNR = -1.0
 """Signal over noise of words in the noisy sets, in dB, set by calibrate.py likewise."""
 
 

@@ -88,7 +88,7 @@ def calibrate_pictures(work: Path, train: Sequence[Medium], val: Sequence[Medium
     print("pictures           20-way  4-way")
     target = indices(val, labels)
     report("clean", *score(probe, features(module, "pixel_values", val, clean), target))
-    for side, noise in product((24, 32, 48, 64), (6.0, 12.0, 24.0)):
+    for side, noise in product((24, 32, 48), (6.0, 10.0, 14.0)):
 
         def noisy(medium: Medium, side: int = side, noise: float = noise) -> Tensor:
             rng = generator("calibrate", side, noise, medium.path)
@@ -118,7 +118,7 @@ def calibrate_words(work: Path, train: Sequence[Medium], val: Sequence[Medium]) 
     print("words              20-way  4-way")
     target = indices(val, labels)
     report("clean", *score(probe, features(module, "waveform", val, clean), target))
-    for snr in (6.0, 2.0, 0.0, -1.0, -2.0, -3.0):
+    for snr in (6.0, 2.0, 0.0, -1.0, -2.0):
 
         def noisy(medium: Medium, snr: float = snr) -> Tensor:
             wave, _ = soundfile.read(work / medium.path.rsplit("#", 1)[0], dtype="float32")

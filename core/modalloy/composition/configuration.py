@@ -1,5 +1,6 @@
 """Configuration of a composed model: its base, its modalities, its streams."""
 
+from dataclasses import field
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -29,11 +30,11 @@ class ModalloyConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  # transformers' own convention
 
     text_config: dict[str, Any] | PreTrainedConfig | None = None
-    modalities: dict[str, Any] | None = None
+    modalities: dict[str, Any] = field(default_factory=dict)
     method: str = "damc"
     decoupled: bool = True
-    coefficients: dict[str, Any] | None = None
-    base: dict[str, Any] | None = None
+    coefficients: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -47,11 +48,9 @@ class ModalloyConfig(PreTrainedConfig):
                     path="config.json",
                 )
             self.text_config = AutoConfig.for_model(kind, **data)
-        self.modalities = dict(sorted((self.modalities or {}).items()))
+        self.modalities = dict(sorted(self.modalities.items()))
         if self.text_config is not None:
-            self.tie_word_embeddings = bool(
-                getattr(self.text_config, "tie_word_embeddings", False)
-            )
+            self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
             # transformers sets the attention of sub-configurations from ours, even where ours
             # is not set: an opened base would lose its own, and its causal mask with it.
             for key in ("attn_implementation", "experts_implementation"):

@@ -7,6 +7,7 @@ an error, never left out in silence. Nothing is fetched from the network.
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from modalloy.errors import InputError, nearest
 
 _COMMON_KEYS = ("path", "base64", "url")
+_SCHEME = re.compile(r"data:|[A-Za-z][A-Za-z0-9+.-]*://")
 _IGNORED_KEYS = frozenset({"type", "detail", "format"})  # hints that change nothing here
 
 
@@ -102,25 +104,27 @@ def _source(part: Mapping[str, Any], kind: str, payload_keys: Sequence[str]) -> 
         return _decode(value, kind)
     if isinstance(value, Mapping) and value.keys() & {"url", "data"}:
         return _from_url(value["url"]) if "url" in value else _decode(value["data"], kind)
-    if isinstance(value, str):
+    if key.endswith("url"):
         return _from_url(value)
+    if isinstance(value, str):
+        return _from_url(value) if _SCHEME.match(value) else Path(value)
     return value
 
 
-def _from_url(value: Any) -> bytes | Path:
-    """Read a ``data:`` URL, or take the string for a path."""
-    if not isinstance(value, str):
-        raise InputError(f"a URL or path must be a string; got {value!r}")
-    if value.startswith("data:"):
-        header, _, payload = value.partition(",")
-        if not header.endswith(";base64"):
-            raise InputError("a data: URL must be base64 (data:<type>;base64,<data>)")
-        return _decode(payload, header[5:40])
-    if "://" in value:
+def _from_url(value: Any) -> bytes:
+    """Read a ``data:`` URL.
+
+    Messages may come from a network: what they call a URL must not open local files either.
+    """
+    if not isinstance(value, str) or not value.startswith("data:"):
         raise InputError(
-            f"{value[:80]!r}: URLs are not fetched; download the file and give its path"
+            f"{str(value)[:80]!r}: only data: URLs are read, nothing is fetched; download the "
+            "file and give it under 'path'"
         )
-    return Path(value)
+    header, _, payload = value.partition(",")
+    if not header.endswith(";base64"):
+        raise InputError("a data: URL must be base64 (data:<type>;base64,<data>)")
+    return _decode(payload, header[5:40])
 
 
 def _decode(value: Any, what: str) -> bytes:

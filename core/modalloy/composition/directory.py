@@ -118,7 +118,8 @@ def read_directory(
     safe_index(path)
     config = ModalloyConfig.from_pretrained(path)
     _check_installed(config, registry)
-    model, report = ModalloyForConditionalGeneration.from_pretrained(
+    kind: Any = ModalloyForConditionalGeneration
+    model, report = kind.from_pretrained(
         path, config=config, registry=registry, dtype=dtype, output_loading_info=True
     )
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
@@ -155,7 +156,9 @@ def _fetch(directory: str) -> Path:
     path = Path(directory)
     if not path.is_dir():
         try:
-            path = Path(snapshot_download(directory, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+            path = Path(
+                snapshot_download(directory, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
+            )
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise MissingComponentError(
                 f"{directory!r} is neither a directory nor a Hub repository that can be fetched "
@@ -183,7 +186,7 @@ def _check_installed(config: ModalloyConfig, registry: Registry) -> None:
         if kind not in registry.connectors:
             raise MissingComponentError(
                 f"modality {name!r} needs the connector {kind!r}, which no installed plugin "
-                f"supplies; pip install \"{entry.get('requires') or name}\"",
+                f'supplies; pip install "{entry.get("requires") or name}"',
                 component=kind,
             )
 
@@ -210,7 +213,7 @@ pipeline_tag: any-to-any
 base_model_relation: merge
 tags: [merge, modalloy]
 ---
-# {base} with {', '.join(p["modality"] for p in parents)}
+# {base} with {", ".join(p["modality"] for p in parents)}
 
 Composed by modalloy {record.get("modalloy", "")} with method `{model.config.method}` from
 `{base}` and the parents below; none of them was trained together with another.

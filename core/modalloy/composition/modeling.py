@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from modalloy.composition.configuration import ModalloyConfig
 from modalloy.composition.encoders import EncoderStore
-from modalloy.composition.layers import insert_streams
+from modalloy.composition.layers import fold_text, folded_bytes, insert_streams, unfold_text
 from modalloy.composition.streams import check_types, route
 from modalloy.errors import InputError
 from modalloy.modality import TEXT_TYPE_ID, resolve
@@ -20,6 +20,12 @@ from modalloy.registry import Registry
 
 IGNORED = -100
 """Label of positions that do not count in the loss."""
+
+FOLD_AFTER = 16
+"""Tokens decoded with the same coefficients before the weights are folded for them."""
+
+FOLD_LIMIT = 2**30
+"""Bytes that folded copies of weights may take unless a model's ``fold_limit`` says otherwise."""
 
 
 class ModalityConnector(nn.Module):
@@ -57,6 +63,7 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         router: What the stream-aware layers share.
         encoders: Opens and keeps the encoders.
         provenance: What ``modalloy.json`` holds.
+        fold_limit: Most bytes that folded copies of weights may take; 0 never folds.
     """
 
     config: ModalloyConfig
@@ -82,7 +89,7 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.language_model, config.modalities, decoupled=config.decoupled
         )
         self.encoders = EncoderStore(config.modalities, registry)
-        hidden = self.language_model.get_input_embeddings().embedding_dim
+        hidden = int(config.get_text_config().hidden_size)
         self.connectors = nn.ModuleDict(
             {
                 name: _build_connector(entry, self.encoders.features(name), hidden, registry)
@@ -90,6 +97,9 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             }
         )
         self.provenance: dict[str, Any] = {}
+        self.fold_limit = FOLD_LIMIT
+        self._decoded_row: tuple[float, ...] | None = None
+        self._decoded = 0
         self.type_ids = {n: entry["token_type_id"] for n, entry in config.modalities.items()}
         self.coefficients = config.read_coefficients()
         self.post_init()
@@ -190,18 +200,21 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Return ``(B, T)`` types, read off the placeholders where they are not given.
 
         Raises:
-            InputError: A type is not the composition's.
+            InputError: A type is not the composition's, or there are both or no ids and
+                embeddings.
         """
         if mm_token_type_ids is not None:
             check_types(mm_token_type_ids, self.type_ids)
             return mm_token_type_ids
-        if input_ids is None:
-            assert inputs_embeds is not None  # noqa: S101  # checked by the caller
-            return torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        types = torch.zeros_like(input_ids)
-        for entry in self.config.modalities.values():
-            types[input_ids == entry["placeholder_id"]] = entry["token_type_id"]
-        return types
+        if input_ids is not None:
+            types = torch.zeros_like(input_ids)
+            for entry in self.config.modalities.values():
+                types[input_ids == entry["placeholder_id"]] = entry["token_type_id"]
+            return types
+        if inputs_embeds is not None:
+            shape, device = inputs_embeds.shape[:2], inputs_embeds.device
+            return torch.zeros(shape, dtype=torch.long, device=device)
+        raise InputError("give input_ids or inputs_embeds")
 
     def forward(
         self,
@@ -239,35 +252,55 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise InputError("give either input_ids or inputs_embeds, and not both")
         media = {k: kwargs.pop(k) for k in sorted(kwargs) if k.startswith(self._media_prefixes())}
         types = self.token_types(input_ids, inputs_embeds, mm_token_type_ids)
-        length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        given = inputs_embeds if input_ids is None else input_ids
+        length = int(given.shape[1]) if given is not None else 0
         cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         self._check_history(types, cached, length)
-        present = torch.stack(
-            [(types == value).any(dim=1) for value in self.type_ids.values()], dim=1
-        )
+        present = [(types == value).any(dim=1) for value in self.type_ids.values()]
         types = types[:, -length:]
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self.embed(input_ids, types, media)
         elif media:
             raise InputError(f"inputs_embeds leave no place for {', '.join(media)}")
         self.router.routing = route(
-            types, present, self.type_ids, self.coefficients, decoupled=self.config.decoupled
+            types,
+            torch.stack(present, dim=1),
+            self.type_ids,
+            self.coefficients,
+            decoupled=self.config.decoupled,
         )
-        columns = None
-        if labels is not None:
-            columns = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
-            logits_to_keep = columns
+        self._fold_where_it_pays(cached)
         items = kwargs.pop("num_items_in_batch", None)
+        columns = None if labels is None else _labelled_columns(labels)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            logits_to_keep=logits_to_keep,
+            logits_to_keep=logits_to_keep if columns is None else columns,
             **kwargs,
         )
         if labels is not None and columns is not None:
             outputs.loss = _loss(outputs.logits, labels[:, columns + 1], items)
         return outputs
+
+    def _fold_where_it_pays(self, cached: int) -> None:
+        """Decode on folded weights once enough tokens were decoded with the same coefficients."""
+        routing = self.router.routing
+        self.router.runs_folded = False
+        if self.training and self._decoded_row is not None:
+            self._decoded_row = None  # what is folded is about to change
+            unfold_text(self.language_model)
+        alike = len(routing.coefficients) == 1 and routing.order is None
+        if not cached or self.training or not alike:
+            return
+        row = tuple(routing.coefficients[0].tolist())
+        if row != self._decoded_row:
+            self._decoded_row, self._decoded = row, 0
+            unfold_text(self.language_model)
+        self._decoded += 1
+        if self._decoded == FOLD_AFTER and folded_bytes(self.language_model) <= self.fold_limit:
+            fold_text(self.language_model, routing)
+        self.router.runs_folded = True
 
     def _media_prefixes(self) -> tuple[str, ...]:
         return tuple(f"{name}_" for name in self.connectors)
@@ -292,7 +325,8 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Keep the whole prompt's types beside the tokens of the next pass."""
         types = kwargs.get("mm_token_type_ids")
-        prepared = super().prepare_inputs_for_generation(
+        parent: Any = super()
+        prepared: dict[str, Any] = parent.prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
         )
         if types is not None:
@@ -300,7 +334,9 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return prepared
 
     @torch.no_grad()
-    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(  # type: ignore[override]  # the rest of its parameters pass through kwargs
+        self, inputs: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """Generate as transformers does; inputs are encoded once, before beams are expanded.
 
         Placeholders in the returned prompts are replaced by the padding token, since logits
@@ -318,9 +354,12 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pad = self.generation_config.pad_token_id or 0
             input_ids = torch.where(types[:, -input_ids.shape[1] :] == 0, input_ids, pad)
             kwargs["input_ids"] = input_ids
-        return super().generate(inputs_embeds=embeds, mm_token_type_ids=types, **kwargs)
+        parent: Any = super()
+        return parent.generate(inputs_embeds=embeds, mm_token_type_ids=types, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]  # as above
+        self, save_directory: str | Path, *args: Any, **kwargs: Any
+    ) -> None:
         """Save as transformers does, with ``modalloy.json`` and the encoders' own files."""
         from modalloy.composition.directory import write_extras
 
@@ -335,6 +374,11 @@ def _build_connector(
     kind = registry.connector(connector["type"])
     projection = resolve(kind.build)(connector["config"], features, hidden)
     return ModalityConnector(projection, hidden, entry["prefix_tokens"], entry["suffix_tokens"])
+
+
+def _labelled_columns(labels: torch.Tensor) -> torch.Tensor:
+    """Return the columns whose next token some row has a label for: the head runs on those."""
+    return (labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor, items: Any) -> torch.Tensor:

@@ -62,7 +62,7 @@ class ModalloyProcessor(ProcessorMixin):
         """Names of the tensors that every prompt has."""
         return ["input_ids", "attention_mask", "mm_token_type_ids"]
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override]  # always returns padded tensors
         self,
         conversation: Conversation | Sequence[Conversation],
         chat_template: str | None = None,
@@ -160,7 +160,11 @@ class ModalloyProcessor(ProcessorMixin):
             inputs: ``(modality, source)`` of all rows, in prompt order.
         """
         encoded = self.tokenizer(
-            list(texts), padding=True, add_special_tokens=False, return_tensors="pt"
+            list(texts),
+            padding=True,
+            padding_side="left",  # answers start where every row ends
+            add_special_tokens=False,
+            return_tensors="pt",
         )
         data = {key: encoded[key] for key in ("input_ids", "attention_mask")}
         data["mm_token_type_ids"] = self.token_types(data["input_ids"])

@@ -188,6 +188,8 @@ class StreamRouter:
 
     def __init__(self) -> None:
         self._routing: Routing | None = None
+        self.runs_folded = False
+        """Whether the pass under way runs on folded weights."""
 
     @property
     def routing(self) -> Routing:

@@ -45,9 +45,11 @@ class ParentTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         del state_dict
-        directory = Path(output_dir or self.args.output_dir)
+        directory = Path(output_dir or str(self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(trained_state(self.accelerator.unwrap_model(self.model)), directory / TRAINED_FILE)
+        save_file(
+            trained_state(self.accelerator.unwrap_model(self.model)), directory / TRAINED_FILE
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         target = self.accelerator.unwrap_model(model or self.model)
@@ -126,7 +128,9 @@ def run_stage(
         callbacks=[_Report(name, progress)],
     )
     # Its console printer would write over the caller's progress.
-    for callback in [c for c in trainer.callback_handler.callbacks if "Printer" in type(c).__name__]:
+    for callback in [
+        c for c in trainer.callback_handler.callbacks if "Printer" in type(c).__name__
+    ]:
         trainer.remove_callback(callback)
     if checkpoints and not resume:
         raise ModalloyError(
@@ -147,7 +151,7 @@ def run_stage(
 
 def _optimizer(
     model: ModalloyForConditionalGeneration, stage: StageConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """Return AdamW over what is trained, and warm-up followed by a cosine to zero."""
     connectors = [p for p in model.connectors.parameters() if p.requires_grad]
     deltas = [p for p in model.language_model.parameters() if p.requires_grad]
@@ -232,7 +236,9 @@ def choose_trained(model: ModalloyForConditionalGeneration, *, deltas: bool) -> 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters that are being trained, by name."""
-    return {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    return {
+        n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad
+    }
 
 
 def restore(model: nn.Module, state: dict[str, torch.Tensor]) -> None:

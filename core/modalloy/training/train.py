@@ -278,13 +278,14 @@ def _deltas(model: ModalloyForConditionalGeneration, modality: str) -> dict[str,
 
 
 def _pair(a: torch.Tensor, b: torch.Tensor, scale: float) -> LowRankPair:
-    return LowRankPair(*(t.detach().to(torch.bfloat16).cpu() for t in (a, b)), scale)
+    def stored(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to(torch.bfloat16).cpu()
+
+    return LowRankPair(stored(a), stored(b), scale)
 
 
 def _data_files(config: TrainConfig) -> list[str]:
-    return sorted(
-        {*config.connector_stage.data, *config.tuning_stage.data, *config.validation}
-    )
+    return sorted({*config.connector_stage.data, *config.tuning_stage.data, *config.validation})
 
 
 def _digest(file: Path) -> str:

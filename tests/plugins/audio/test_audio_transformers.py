@@ -138,7 +138,7 @@ def test_configuration_must_fit_the_model(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="encoder 'ast': features is missing"):
         ast_shape({"model": path, "tokens": 5})
     with pytest.raises(
-        SpecError, match="encoder 'whisper': value of .tokens. must be positive, found 0"
+        SpecError, match=r"encoder 'whisper': value of .tokens. must be positive, found 0"
     ):
         whisper_shape({"model": path, "tokens": 0, "features": 8})
 

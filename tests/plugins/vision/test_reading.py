@@ -293,6 +293,22 @@ def test_too_many_bytes(tmp_path: Path) -> None:
     assert read(data_url(data), {**limits, "bytes": len(data)}).size == (30, 30)
 
 
+def test_too_many_bytes_are_neither_loaded_nor_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def touch(*args: Any, **options: Any) -> Any:
+        raise AssertionError("the content was touched before its size was checked")
+
+    path = tmp_path / "big.png"
+    path.write_bytes(bytes(300_000))
+    url = data_url(bytes(300_000))
+    monkeypatch.setattr(Path, "open", touch)
+    monkeypatch.setattr(base64, "b64decode", touch)
+    for source in (path, url):
+        with pytest.raises(LimitError, match="300,000 bytes, at most 100,000 are allowed"):
+            read(source, LIMITS)
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)

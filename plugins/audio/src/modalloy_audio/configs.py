@@ -71,9 +71,9 @@ class SpeechEmbeddingConfig:
     def __attrs_post_init__(self) -> None:
         if self.embeddings < self.tokens or self.embeddings % self.tokens:
             raise ValueError(
-                f"of 'tokens' does not fit: a clip of {self.seconds} seconds yields {max(self.embeddings, 0)} embeddings, "
-                f"which cannot be shared out evenly to {self.tokens} tokens; 2.0 seconds yield "
-                "16, each 0.08 seconds more one more"
+                f"of 'tokens' does not fit: a clip of {self.seconds} seconds yields "
+                f"{max(self.embeddings, 0)} embeddings, which cannot be shared out evenly to "
+                f"{self.tokens} tokens; 2.0 seconds yield 16, each 0.08 seconds more one more"
             )
 
 

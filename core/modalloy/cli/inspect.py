@@ -1,0 +1,163 @@
+"""``modalloy inspect``: what is in a parent or a composition, every hash checked."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+import typer
+
+from modalloy.cli.output import print_json, print_line, print_table
+from modalloy.errors import UnknownNameError
+from modalloy.parent import (
+    ENCODER_FILE,
+    MANIFEST,
+    MODALITY_ADAPTER,
+    TEXT_ADAPTER,
+    read_manifest,
+    verify_files,
+)
+
+_MEBI = 1024**2
+
+
+def command(
+    what: Annotated[
+        str, typer.Argument(help="Parent directory, installed parent, or composed model directory.")
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a parent or a composition holds: sizes, norms, coefficients, provenance."""
+    path = Path(what)
+    if (path / "modalloy.json").is_file():
+        from modalloy.composition.directory import read_provenance
+
+        data = read_provenance(path)
+        show: Any = _show_composition
+    else:
+        data = describe_parent(_parent_directory(what))
+        show = _show_parent
+    if as_json:
+        print_json(data)
+    else:
+        show(data)
+
+
+def _parent_directory(what: str) -> Path:
+    path = Path(what)
+    if (path / MANIFEST).is_file() or path.is_dir():
+        return path
+    from modalloy.registry import Registry
+
+    registry = Registry.discover()
+    try:
+        return registry.parent(what).directory()
+    except UnknownNameError as error:
+        raise UnknownNameError(
+            "parent", what, error.known, hint="It is not a directory either."
+        ) from error
+
+
+def describe_parent(directory: Path) -> dict[str, Any]:
+    """Return what a parent directory holds, after checking every hash.
+
+    Raises:
+        FormatError: The directory is no parent, or a file is damaged.
+        DeltaError: An adapter is not a plain low-rank delta.
+    """
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest)
+    from modalloy.deltas.lowrank import read_adapter
+
+    deltas = {}
+    for folder in (TEXT_ADAPTER, MODALITY_ADAPTER):
+        if (directory / folder).is_dir():
+            delta = read_adapter(directory / folder)
+            deltas[folder] = {
+                "modules": len(delta.pairs),
+                "ranks": sorted({pair.rank for pair in delta.pairs.values()}),
+                "scales": sorted({pair.scale for pair in delta.pairs.values()}),
+                "parameters": delta.parameters,
+                "dtype": str(next(iter(delta.pairs.values())).A.dtype).removeprefix("torch."),
+                "norm": delta.norm(),
+            }
+    sizes = {name: (directory / name).stat().st_size for name in sorted(manifest.files)}
+    return {
+        **attrs.asdict(manifest),
+        "encoder_weights": "in the parent" if ENCODER_FILE in sizes else "from the encoder type",
+        "deltas": deltas,
+        "bytes": {**sizes, "total": sum(sizes.values())},
+        "hashes": "all match",
+    }
+
+
+def _show_parent(data: dict[str, Any]) -> None:
+    fingerprint = data["base"]["fingerprint"]
+    rows = [
+        ("parent", data["name"]),
+        ("modality", data["modality"]),
+        ("strategy", data["strategy"]),
+        ("base", data["base"]["id"]),
+        ("fingerprint", "/".join(value[:12] for value in fingerprint.values())),
+        ("encoder", f"{data['encoder']['type']} {data['encoder']['config']}"),
+        ("encoder weights", data["encoder_weights"]),
+        ("connector", f"{data['connector']['type']} {data['connector']['config']}"),
+        ("prefix, suffix", f"{data['prefix_tokens']}, {data['suffix_tokens']} tokens"),
+        ("licence", data["licence"]),
+        ("requires", data["requires"] or ""),
+        ("hashes", f"{len(data['files'])} files, {data['hashes']}"),
+    ]
+    print_table("Parent", ("", ""), rows)
+    print_table(
+        "Deltas",
+        ("delta", "modules", "rank", "scale", "parameters", "dtype", "norm"),
+        [
+            (
+                name,
+                one["modules"],
+                ", ".join(map(str, one["ranks"])),
+                ", ".join(f"{value:g}" for value in one["scales"]),
+                f"{one['parameters']:,}",
+                one["dtype"],
+                f"{one['norm']:.3f}",
+            )
+            for name, one in data["deltas"].items()
+        ],
+    )
+    print_table(
+        "Files", ("file", "MiB"), [(k, f"{v / _MEBI:.2f}") for k, v in data["bytes"].items()]
+    )
+    results = data["training"].get("results", {})
+    for stage, result in results.items():
+        shown = ", ".join(f"{k} {v:.3f}" for k, v in result.items() if v is not None)
+        print_line(f"{stage.replace('_', ' ')}: {shown}")
+    for name, value in data["scores"].items():
+        print_line(f"{name}: {value}")
+
+
+def _show_composition(data: dict[str, Any]) -> None:
+    from modalloy.cli.compose import show_coefficients
+
+    base = data["base"]
+    shown = "/".join(value[:12] for value in base["fingerprint"].values())
+    print_line(f"{data['method']} over {base['id']} ({shown}), by modalloy {data['modalloy']}")
+    print_table(
+        "Parents",
+        ("modality", "parent", "strategy", "licence", "plugin"),
+        [
+            (
+                p["modality"],
+                p["name"],
+                p["strategy"],
+                p["licence"],
+                f"{p['plugin']['distribution']} {p['plugin']['version']}",
+            )
+            for p in data["parents"]
+        ],
+    )
+    show_coefficients(data["coefficients"])
+    print_table(
+        "Every tensor",
+        ("from", "part", "tensors", "fate"),
+        [(r["source"], r["part"], r["tensors"] or "", r["fate"]) for r in data["accounting"]],
+    )
