@@ -56,18 +56,16 @@ class SimpleRule:
             self.masks[f"text {name}"] = ((types == 0)[..., None] * weight).to(dtype)
             self.masks[f"own {name}"] = (types == value)[..., None].to(dtype)
 
-    def decode(self, mask_row: dict[str, torch.Tensor]) -> None:
-        """Set the masks of decoded tokens: all text."""
-        self.masks = mask_row
-
 
 def adapters_of(layer: StreamLinear, names: list[str]) -> list[tuple[str, Any, Any, float]]:
     """Return (mask, A, B, scale) of every adapter of a layer."""
-    found, start = [], 0
+    found: list[tuple[str, Any, Any, float]] = []
+    start, text_a, text_b = 0, layer.text_A, layer.text_B
     for index, rank, scale in layer.text_layout:
         stop = start + rank
-        a, b = layer.text_A[start:stop], layer.text_B[:, start:stop].contiguous()
-        found.append((f"text {names[index]}", a, b, scale))
+        if text_a is not None and text_b is not None:
+            b = text_b[:, start:stop].contiguous()
+            found.append((f"text {names[index]}", text_a[start:stop], b, scale))
         start = stop
     for name in layer.modality_A:
         a, b = layer.modality_A[name], layer.modality_B[name]
@@ -111,6 +109,7 @@ def measure(
         return model(inputs_embeds=embeds, logits_to_keep=1)
 
     def decode(kind: str, cache: Any) -> None:
+        # The first token of the prompt is text, and so are those decoded.
         simple.masks = {key: mask[:, :1].clone() for key, mask in simple.masks.items()}
         history = types
         for _ in range(steps):

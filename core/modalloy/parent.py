@@ -16,7 +16,14 @@ from typing import Any
 
 import attrs
 
-from modalloy.errors import FormatError, IntegrityError, MissingComponentError, SpecError
+from modalloy.checkpoints.safe_index import check_inside
+from modalloy.errors import (
+    FormatError,
+    IntegrityError,
+    MissingComponentError,
+    SpecError,
+    UnsafePathError,
+)
 from modalloy.modality import check_api_version, check_name
 from modalloy.structured import structure
 
@@ -188,7 +195,9 @@ def read_manifest(directory: Path) -> ParentManifest:
         raise FormatError(
             f"{directory} is not a parent directory: it has no {MANIFEST}", path=path
         ) from error
-    except ValueError as error:
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error}", path=path) from error
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not valid JSON: {error}", path=path) from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
@@ -219,23 +228,27 @@ def verify_files(directory: Path, manifest: ParentManifest) -> None:
     """Check that every file is there, is inside ``directory``, and has its recorded hash.
 
     Raises:
-        IntegrityError: A file is missing, changed or leads outside, or one that would be read
-            is not recorded.
+        IntegrityError: A file is missing or changed, or one that would be read is not recorded.
+        UnsafePathError: A name or a symbolic link leads outside.
     """
-    root = directory.resolve()
     for file in sorted(directory.rglob("*")):
         name = file.relative_to(directory).as_posix()
+        if file.is_symlink() and file.is_dir():
+            raise UnsafePathError(
+                f"{file} is a symbolic link to a directory, whose files are not checked; put a "
+                "copy in its place",
+                path=file,
+            )
         if file.suffix in _READ_SUFFIXES and name != MANIFEST and name not in manifest.files:
             raise IntegrityError(
                 f"{file} is not recorded in {MANIFEST}; remove it or write the parent anew",
                 path=file,
             )
     for name, expected in sorted(manifest.files.items()):
-        file = directory / name
-        if not file.resolve().is_relative_to(root) or not file.is_file():
+        file = check_inside(directory, name, directory / MANIFEST, suffix="")
+        if not file.is_file():
             raise IntegrityError(
-                f"{directory}: {name!r} is named in {MANIFEST} but is not a file inside it; "
-                "fetch the parent again",
+                f"{file} is missing, {MANIFEST} names it; fetch the parent again",
                 path=file,
             )
         found = sha256(file)

@@ -6,11 +6,14 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 import attrs
 from cattrs import Converter
+from cattrs.cols import list_structure_factory
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
 from modalloy.errors import FormatError, nearest
 
 T = TypeVar("T")
+
+_UNIONS: tuple[Any, ...] = (Union, UnionType)
 
 
 def structure(data: object, kind: type[T], path: Path | str) -> T:
@@ -66,14 +69,30 @@ def _optional(value: object, kind: Any) -> object:
     raise ValueError(f"must be {names}, found {value!r}")
 
 
+def _make_list_hook(kind: Any, converter: Converter) -> Any:
+    """Return a cattrs hook for ``list[X]`` that does not take a string for a list of letters."""
+    inner = list_structure_factory(kind, converter)
+
+    def hook(value: object, _: object) -> object:
+        if type(value) is not list:
+            raise ValueError(f"must be list, found {value!r}")
+        return inner(value, kind)
+
+    return hook
+
+
+def _origin(kind: Any) -> Any:
+    return get_origin(kind)
+
+
 def _make_converter() -> Converter:
     converter = Converter(forbid_extra_keys=True)
     for kind in (str, int, float, bool):
         converter.register_structure_hook(kind, _strict(kind))
     converter.register_structure_hook(Path, lambda value, _: Path(_strict(str)(value, None)))
-    converter.register_structure_hook_func(
-        lambda kind: get_origin(kind) in (Union, UnionType), _optional
-    )
+    converter.register_structure_hook_func(lambda kind: _origin(kind) in _UNIONS, _optional)
+    factory: Any = converter.register_structure_hook_factory  # its types know no Any
+    factory(lambda kind: _origin(kind) is list, _make_list_hook)
     return converter
 
 

@@ -31,9 +31,12 @@ class MediaCommand(TyperCommand):
         queue = list(args)
         while queue:
             word = queue.pop(0)
+            if word == "--":
+                rest += [word, *queue]
+                break
             option, equals, value = word.partition("=")
             if option in kinds:
-                if not equals and not queue:
+                if not equals and (not queue or queue[0].startswith("--")):
                     ctx.fail(f"Option {option!r} needs a file.")
                 media.append((kinds[option], value if equals else queue.pop(0)))
                 continue

@@ -1,10 +1,13 @@
 """``modalloy compose``: installed modalities become one model directory."""
 
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from safetensors import SafetensorError
 
 from modalloy.cli.output import print_json, print_line, print_table
 from modalloy.errors import FormatError, SpecError
@@ -66,19 +69,23 @@ def command(
 
 
 def save(model: Any, processor: Any, out: Path) -> None:
-    """Write a model directory beside its place and rename it when it is whole."""
-    import shutil
+    """Write a model directory beside its place and rename it when it is whole.
 
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    Raises:
+        FormatError: It cannot be written; nothing is left behind.
+    """
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        try:
+            model.save_pretrained(partial)
+            processor.save_pretrained(partial)
+            partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
         raise FormatError(f"{out} cannot be written: {error}", path=out) from error
-    partial.rename(out)
 
 
 def show_coefficients(coefficients: dict[str, Any]) -> None:

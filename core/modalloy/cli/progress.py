@@ -10,12 +10,15 @@ _LINE_EVERY = 10.0
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback ``(what, done, total)``.
+def progress_bar(*, silent: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback ``(what, done, total)``; a silent one shows nothing.
 
     ``what`` may change as it goes, as in ``"tuning (loss 0.31)"``; the words before ``(`` tell
     one task from the next.
     """
+    if silent:
+        yield lambda *_: None
+        return
     if not sys.stderr.isatty():
         yield _lines()
         return

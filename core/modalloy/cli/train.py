@@ -21,8 +21,12 @@ def command(
     work: Annotated[
         Path | None, typer.Option(help="Directory for checkpoints; OUTPUT.work by default.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from checkpoints.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed in place of the configuration's.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from checkpoints, where there are any.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed in place of the configuration's.", min=0)
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -38,11 +42,12 @@ def command(
         settings = attrs.evolve(settings, seed=seed)
     import torch
 
+    from modalloy.training.records import is_main_process
     from modalloy.training.train import train
 
     if threads is not None:
         torch.set_num_threads(threads)
-    with progress_bar() as progress:
+    with progress_bar(silent=not is_main_process()) as progress:
         manifest = train(
             settings,
             output,
@@ -51,6 +56,8 @@ def command(
             resume=resume,
             progress=progress,
         )
+    if not is_main_process():
+        return
     results: dict[str, Any] = manifest.training["results"]
     if as_json:
         print_json({"parent": str(output), "seconds": manifest.training["seconds"], **results})
@@ -58,5 +65,6 @@ def command(
     print_line(f"{output}: {manifest.strategy} parent {manifest.name} over {manifest.base.id}")
     for stage, result in results.items():
         shown = ", ".join(f"{k} {v:.3f}" for k, v in result.items() if v is not None)
-        print_line(f"  {stage.replace('_', ' ')}: {shown}")
+        title = stage.replace("_", " ")
+        print_line(f"  {title}: {shown if result['loss'] is not None else 'left out'}")
     print_line(f"  {manifest.training['seconds']:.0f} s in all")

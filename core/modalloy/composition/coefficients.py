@@ -72,13 +72,20 @@ class Coefficients:
         Raises:
             SpecError: A name or a value is wrong.
         """
-        names = tuple(sorted(data["default"]))
+        default, rows = data.get("default"), data.get("table", {})
+        if not isinstance(default, Mapping) or not isinstance(rows, Mapping):
+            raise SpecError(
+                "coefficients need values by modality under 'default' and rows by set under "
+                f"'table'; found {dict(data)!r}",
+                subject="coefficients",
+            )
+        names = tuple(sorted(default))
         return cls(
             modalities=names,
-            default=_row(data["default"], names),
+            default=_row(default, names),
             table={
-                frozenset(filter(None, key.split(_JOIN))): _row(row, names)
-                for key, row in data.get("table", {}).items()
+                _check_set(frozenset(filter(None, key.split(_JOIN))), names): _row(row, names)
+                for key, row in rows.items()
             },
             rule=data.get("rule", "custom"),
         )
@@ -110,6 +117,12 @@ def make_coefficients(
                 subject="coefficients",
             )
         return _RULES[spec](names)
+    if not isinstance(spec, Mapping):
+        raise SpecError(
+            f"coefficients must be a rule's name, values by modality, or values by frozenset of "
+            f"modalities; got {spec!r}",
+            subject="coefficients",
+        )
     if not any(isinstance(key, frozenset) for key in spec):
         return Coefficients(names, _row(spec, names))
     if "presence" not in rules:
@@ -143,16 +156,27 @@ def _from_table(spec: Mapping[Any, Any], names: tuple[str, ...]) -> Coefficients
     base = _presence(names)
     table = dict(base.table)
     for key, row in spec.items():
-        if not isinstance(key, frozenset) or not key <= set(names):
-            raise SpecError(
-                f"coefficients: {key!r} is not a set of the modalities {', '.join(names)}",
-                subject="coefficients",
-            )
-        table[key] = _row(row, names)
+        present = _check_set(key, names)
+        table[present] = _row(row, names)
     return Coefficients(names, base.default, table)
 
 
-def _row(values: Mapping[Any, Any], names: tuple[str, ...]) -> tuple[float, ...]:
+def _check_set(key: Any, names: tuple[str, ...]) -> frozenset[str]:
+    if not isinstance(key, frozenset) or not key <= set(names):
+        shown = sorted(map(str, key)) if isinstance(key, frozenset) else key
+        raise SpecError(
+            f"coefficients: {shown!r} is not a set of the modalities {', '.join(names)}",
+            subject="coefficients",
+        )
+    return key
+
+
+def _row(values: Any, names: tuple[str, ...]) -> tuple[float, ...]:
+    if not isinstance(values, Mapping):
+        raise SpecError(
+            f"coefficients need a value for each of {', '.join(names)}; got {values!r}",
+            subject="coefficients",
+        )
     wrong = sorted({str(key) for key in values} ^ set(names))
     if wrong:
         raise SpecError(

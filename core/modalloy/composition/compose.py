@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from modalloy.base import resolve_base
 from modalloy.composition.coefficients import Spec, make_coefficients
-from modalloy.composition.configuration import ModalloyConfig
+from modalloy.composition.configuration import ModalloyConfig, check_dtype
 from modalloy.composition.directory import provenance, read_directory
 from modalloy.composition.layers import fill_streams, linear_layers, summarise
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
@@ -66,14 +66,17 @@ def compose(
         BaseMismatchError: A parent was tuned from another base.
         UnknownNameError: A modality, parent or method is not registered.
         MissingComponentError: A parent, an encoder type or a base is not at hand.
-        SpecError: The parts do not fit together.
+        SpecError: The parts do not fit together, or an option is none of those above.
     """
+    check_dtype(dtype)
     registry = registry or Registry.discover()
     kind = registry.merge_method(method)
     opened = resolve_base(base)
     chosen = choose_parents(registry, opened, kind, modalities, parents)
     tokenizer = opened.tokenizer()
     tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked wherever it stands
     language_model = opened.model(dtype)
     text = {one.modality: read_adapter(one.directory / TEXT_ADAPTER) for one in chosen}
     own = {one.modality: _own_delta(one, text) for one in chosen} if kind.decoupled else {}
@@ -125,6 +128,7 @@ def load(
         FormatError: The directory is no composition, or its tensors are not those of its
             configuration.
     """
+    check_dtype(dtype)
     registry = registry or Registry.discover()
     model, processor = read_directory(str(directory), dtype, registry)
     return Composition(model, processor)
@@ -148,7 +152,8 @@ def describe_modalities(
     """Return ``modalities`` of the configuration, adding the placeholders to the tokenizer.
 
     Raises:
-        SpecError: Two modalities claim one content type, placeholder or token type.
+        SpecError: Two modalities claim one content type, placeholder or token type, or an encoder
+            is another modality's.
     """
     chosen = sorted(chosen, key=lambda one: one.modality)
     specs = {one.modality: registry.modality(one.modality) for one in chosen}
@@ -162,6 +167,12 @@ def describe_modalities(
         if spec.placeholder not in known:
             tokenizer.add_tokens([spec.placeholder], special_tokens=True)
         encoder = registry.encoder(manifest.encoder.type, requires=manifest.requires)
+        if encoder.modality != one.modality:
+            raise SpecError(
+                f"parent {one.source}: encoder {encoder.name!r} takes {encoder.modality!r} inputs, "
+                f"the parent's modality is {one.modality!r}",
+                subject=one.source,
+            )
         shape = tuple(resolve(encoder.output_shape)(manifest.encoder.config))
         connector = registry.connector(manifest.connector.type)
         tokens = shape[0]

@@ -3,10 +3,54 @@
 from dataclasses import field
 from typing import Any
 
+import attrs
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from modalloy.composition.coefficients import Coefficients
-from modalloy.errors import FormatError
+from modalloy.errors import FormatError, SpecError
+from modalloy.parent import ComponentConfig
+from modalloy.structured import structure
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+"""Names of dtypes that a composition runs in; ``"auto"`` is the one that is stored."""
+
+
+@attrs.frozen(kw_only=True)
+class DeltaEntry:
+    """Which modules a delta reaches, see :func:`modalloy.composition.layers.summarise`."""
+
+    module: str
+    rank: int
+    scale: float
+
+
+@attrs.frozen(kw_only=True)
+class EncoderEntry:
+    """An encoder: its registered type, plain configuration, and (K, F) of its features."""
+
+    type: str
+    config: dict[str, Any]
+    shape: list[int]
+
+
+@attrs.frozen(kw_only=True)
+class ModalityEntry:
+    """What ``config.json`` has to hold for each modality; see :class:`ModalloyConfig`."""
+
+    content_type: str
+    payload_keys: list[str]
+    placeholder: str
+    placeholder_id: int
+    token_type_id: int
+    tokens: int
+    prefix_tokens: int
+    suffix_tokens: int
+    encoder: EncoderEntry
+    connector: ComponentConfig
+    requires: str | None
+    text_delta: list[DeltaEntry]
+    modality_delta: list[DeltaEntry] | None
 
 
 class ModalloyConfig(PreTrainedConfig):
@@ -38,7 +82,11 @@ class ModalloyConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Open the base's configuration and adopt its embedding tying."""
+        """Check the entries, open the base's configuration and adopt its embedding tying.
+
+        Raises:
+            FormatError: ``modalities`` or ``text_config`` is malformed.
+        """
         if isinstance(self.text_config, dict):
             data = dict(self.text_config)
             kind = data.pop("model_type", None)
@@ -47,7 +95,19 @@ class ModalloyConfig(PreTrainedConfig):
                     "config.json: text_config has no model_type; it names the base's architecture",
                     path="config.json",
                 )
-            self.text_config = AutoConfig.for_model(kind, **data)
+            try:
+                self.text_config = AutoConfig.for_model(kind, **data)
+            except (StrictDataclassError, ValueError, TypeError) as error:
+                # Transformers' own message may list every model that it knows.
+                raise FormatError(
+                    f"config.json: text_config is no {kind!r} configuration of this transformers: "
+                    f"{str(error)[:200]}",
+                    path="config.json",
+                ) from error
+        if not isinstance(self.modalities, dict):
+            raise FormatError("config.json: modalities must be a mapping", path="config.json")
+        for name, entry in self.modalities.items():
+            structure(entry, ModalityEntry, f"config.json, modality {name!r}")
         self.modalities = dict(sorted(self.modalities.items()))
         if self.text_config is not None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
@@ -58,7 +118,31 @@ class ModalloyConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def read_coefficients(self) -> Coefficients:
-        """Return the coefficients as values."""
-        if not self.coefficients:
+        """Return the coefficients as values.
+
+        Raises:
+            SpecError: They are malformed, or not those of these modalities.
+        """
+        if not self.coefficients and not self.modalities:
             return Coefficients((), ())
-        return Coefficients.from_dict(self.coefficients)
+        coefficients = Coefficients.from_dict(self.coefficients)
+        if coefficients.modalities != tuple(self.modalities):
+            raise SpecError(
+                f"config.json: coefficients are for {', '.join(coefficients.modalities)}, the "
+                f"modalities are {', '.join(self.modalities)}; compose anew",
+                subject="coefficients",
+            )
+        return coefficients
+
+
+def check_dtype(dtype: object) -> None:
+    """Check that a dtype given by name is one that a composition runs in.
+
+    Raises:
+        SpecError: It is not.
+    """
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise SpecError(
+            f"dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}; got {dtype!r}",
+            subject="dtype",
+        )

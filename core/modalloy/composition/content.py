@@ -7,6 +7,7 @@ an error, never left out in silence. Nothing is fetched from the network.
 
 import base64
 import binascii
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,16 +22,17 @@ _IGNORED_KEYS = frozenset({"type", "detail", "format"})  # hints that change not
 
 def flatten_message(
     message: Mapping[str, Any], modalities: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, str], list[tuple[str, Any]]]:
-    """Turn one message into a role and a text with placeholders, and its raw inputs.
+) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    """Turn one message into one whose content is text with placeholders, and its raw inputs.
 
     Args:
         message: ``{"role": ..., "content": text or list of parts}``.
         modalities: ``modalities`` of a composition's configuration.
 
     Returns:
-        The message with ``content`` as one string, and ``(modality, source)`` in prompt order;
-        a source is bytes, a path, or an object of the caller's.
+        The message with ``content`` as one string, its other keys as they were (templates read
+        ``name``, ``tool_calls`` and the like), and ``(modality, source)`` in prompt order; a
+        source is bytes, a path, or an object of the caller's.
 
     Raises:
         InputError: The message is malformed, has an unknown part, or its text holds a
@@ -43,18 +45,19 @@ def flatten_message(
     if not isinstance(parts, Sequence):
         raise InputError(f"a message's content must be text or a list of parts; got {content!r}")
     by_type = {entry["content_type"]: name for name, entry in modalities.items()}
-    text: list[str] = []
+    text = [""]
     inputs: list[tuple[str, Any]] = []
     for part in parts:
         kind = _part_type(part, by_type)
         if kind == "text":
-            text.append(_check_text(part.get("text"), modalities))
+            # Checked together with the text parts before it, as a template would join them.
+            text[-1] = check_text(text[-1] + _text(part), modalities)
             continue
         name = by_type[kind]
         entry = modalities[name]
         inputs.append((name, _source(part, kind, entry["payload_keys"])))
-        text.append(entry["placeholder"] * entry["tokens"])
-    return {"role": str(message["role"]), "content": "".join(text)}, inputs
+        text += [entry["placeholder"] * entry["tokens"], ""]
+    return {**message, "role": str(message["role"]), "content": "".join(text)}, inputs
 
 
 def _part_type(part: Any, by_type: Mapping[str, str]) -> str:
@@ -74,9 +77,19 @@ def _part_type(part: Any, by_type: Mapping[str, str]) -> str:
     )
 
 
-def _check_text(text: Any, modalities: Mapping[str, Mapping[str, Any]]) -> str:
+def _text(part: Mapping[str, Any]) -> str:
+    text = part.get("text")
     if not isinstance(text, str):
         raise InputError(f"a text part must have a string under 'text'; got {text!r}")
+    return text
+
+
+def check_text(text: str, modalities: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return ``text`` if it holds no placeholder.
+
+    Raises:
+        InputError: It holds one, which would stand for an input that is not there.
+    """
     for name, entry in modalities.items():
         if entry["placeholder"] in text:
             raise InputError(
@@ -84,6 +97,35 @@ def _check_text(text: Any, modalities: Mapping[str, Mapping[str, Any]]) -> str:
                 f"the input as a content part of type {entry['content_type']!r} instead"
             )
     return text
+
+
+def check_layout(
+    prompt: str,
+    inputs: Sequence[tuple[str, Any]],
+    modalities: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Return a laid-out prompt if it has just the placeholders of its inputs.
+
+    Roles, templates and messages that a template joins are looked at in no other place.
+
+    Args:
+        prompt: As the chat template wrote it.
+        inputs: ``(modality, source)`` of this prompt.
+        modalities: ``modalities`` of a composition's configuration.
+
+    Raises:
+        InputError: There are more placeholders, or fewer.
+    """
+    for name, entry in modalities.items():
+        expected = entry["tokens"] * sum(owner == name for owner, _ in inputs)
+        found = prompt.count(entry["placeholder"])
+        if found != expected:
+            raise InputError(
+                f"the chat template wrote {found} times {entry['placeholder']!r}, the {name} "
+                f"inputs of the conversation need {expected}; it drops or repeats content, or a "
+                "role or another field of a message holds the placeholder"
+            )
+    return prompt
 
 
 def _source(part: Mapping[str, Any], kind: str, payload_keys: Sequence[str]) -> Any:
@@ -99,6 +141,8 @@ def _source(part: Mapping[str, Any], kind: str, payload_keys: Sequence[str]) -> 
         )
     key, value = given[0], part[given[0]]
     if key == "path":
+        if not isinstance(value, str | os.PathLike):
+            raise InputError(f"{kind}: 'path' must be a path, found {type(value).__name__}")
         return Path(value)
     if key == "base64":
         return _decode(value, kind)

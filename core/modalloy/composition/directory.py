@@ -11,6 +11,8 @@ import attrs
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
 from modalloy.base import Base
 from modalloy.checkpoints.safe_index import safe_index
@@ -23,9 +25,15 @@ from modalloy.errors import FormatError, MissingComponentError
 from modalloy.parent import ENCODER_FILE
 from modalloy.registry import Registry
 
+# So that transformers' Auto classes, and its pipelines, open a model directory.
+AutoConfig.register(ModalloyConfig.model_type, ModalloyConfig)
+AutoModelForMultimodalLM.register(ModalloyConfig, ModalloyForConditionalGeneration)
+AutoProcessor.register(ModalloyConfig, ModalloyProcessor)
+
 PROVENANCE_FILE = "modalloy.json"
 ENCODERS_FOLDER = "encoders"
 FORMAT_VERSION = 1
+_PROVENANCE_KEYS = {"modalloy", "base", "method", "coefficients", "parents", "accounting"}
 
 
 def provenance(
@@ -119,9 +127,21 @@ def read_directory(
     config = ModalloyConfig.from_pretrained(path)
     _check_installed(config, registry)
     kind: Any = ModalloyForConditionalGeneration
-    model, report = kind.from_pretrained(
-        path, config=config, registry=registry, dtype=dtype, output_loading_info=True
-    )
+    try:
+        model, report = kind.from_pretrained(
+            path,
+            config=config,
+            registry=registry,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below
+        )
+    except SafetensorError as error:
+        raise FormatError(
+            f"{path}: a safetensors file of it is damaged or was cut short ({error}); fetch or "
+            "save the composition again",
+            path=path,
+        ) from error
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if wrong:
         listing = "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in wrong.items())
@@ -143,13 +163,27 @@ def read_provenance(directory: Path) -> dict[str, Any]:
     """Return the content of ``modalloy.json``.
 
     Raises:
-        FormatError: It is missing or no JSON.
+        FormatError: It is missing, no JSON, or of another format version.
     """
     path = directory / PROVENANCE_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FormatError(f"{path} cannot be read as JSON: {error}", path=path) from error
+    if not isinstance(data, dict):
+        raise FormatError(f"{path} does not describe a composition: it is no mapping", path=path)
+    if data.get("format_version") != FORMAT_VERSION:
+        raise FormatError(
+            f"{path}: format_version must be {FORMAT_VERSION}, found "
+            f"{data.get('format_version')!r}; upgrade modalloy or compose anew",
+            path=path,
+        )
+    lacking = sorted(_PROVENANCE_KEYS - data.keys())
+    if lacking:
+        raise FormatError(
+            f"{path} does not describe a composition: it lacks {', '.join(lacking)}", path=path
+        )
+    return data
 
 
 def _fetch(directory: str) -> Path:

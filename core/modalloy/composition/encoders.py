@@ -1,14 +1,16 @@
 """Encoders of a composition: opened when first used, frozen, outside its parameters."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from modalloy.errors import FormatError, MissingComponentError, UnknownNameError
+from modalloy.errors import FormatError, InputError, MissingComponentError, UnknownNameError
 from modalloy.modality import Encoder, resolve
 from modalloy.registry import Registry
 
@@ -46,11 +48,20 @@ class EncoderStore:
 
         Raises:
             MissingComponentError: The encoder's plugin is not installed.
+            InputError: The inputs are not those that the encoder takes.
             FormatError: Its features are not of the shape that was declared.
         """
         if modality not in self._open:
             self._open[modality] = self._build(modality)
         module = self._open[modality].to(device)
+        try:
+            inspect.signature(module.forward).bind(**inputs)
+        except TypeError as error:
+            raise InputError(
+                f"encoder of {modality!r}: {error}; it was given "
+                f"{', '.join(f'{modality}_{name}' for name in sorted(inputs))}. Preprocess inputs "
+                "with the composition's own processor"
+            ) from error
         features = module(**{name: tensor.to(device) for name, tensor in inputs.items()})
         expected = tuple(self._modalities[modality]["encoder"]["shape"])
         if tuple(features.shape[1:]) != expected:
@@ -86,7 +97,7 @@ class EncoderStore:
             path = self.files[modality]
             try:
                 module.load_state_dict(load_file(path), strict=True)
-            except (OSError, RuntimeError) as error:
+            except (OSError, SafetensorError, RuntimeError) as error:
                 raise FormatError(
                     f"{path} does not hold the weights of encoder {modality!r}: {error}", path=path
                 ) from error

@@ -41,7 +41,6 @@ class StreamLinear(nn.Linear):
         router: StreamRouter,
         text: StackLayout,
         modality: Mapping[str, tuple[int, float]],
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             base.in_features, base.out_features, bias=base.bias is not None, device="meta"
@@ -53,11 +52,10 @@ class StreamLinear(nn.Linear):
         self.modality_scale = {name: scale for name, (_, scale) in modality.items()}
         self.folded: torch.Tensor | None
         self.register_buffer("folded", None, persistent=False)
-        like = {"device": base.weight.device, "dtype": dtype or base.weight.dtype}
 
         def factors(rank: int) -> tuple[nn.Parameter, nn.Parameter]:
-            a = torch.zeros(rank, base.in_features, **like)
-            b = torch.zeros(base.out_features, rank, **like)
+            a = base.weight.new_zeros(rank, base.in_features)
+            b = base.weight.new_zeros(base.out_features, rank)
             return nn.Parameter(a), nn.Parameter(b)
 
         self.text_A: nn.Parameter | None = None
@@ -302,7 +300,7 @@ def _place(
         return layer.modality_A[parent], layer.modality_B[parent]
     start = 0
     for index, rank, _ in layer.text_layout:
-        if names[index] == parent:
+        if names[index] == parent and layer.text_A is not None and layer.text_B is not None:
             return layer.text_A[start : start + rank], layer.text_B[:, start : start + rank]
         start += rank
     raise DeltaError(f"{parent}: the layer holds no text delta of it")

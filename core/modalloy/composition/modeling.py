@@ -155,12 +155,19 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Raises:
             InputError: A tensor belongs to no modality, or inputs and placeholders differ in
-                number.
+                number, or there are placeholders and no inputs.
         """
         # Placeholders have ids beyond the vocabulary; their rows are overwritten or unused.
         text = torch.where(types == TEXT_TYPE_ID, input_ids, 0)
         embeds = self.get_input_embeddings()(text)
-        for name, tensors in self._by_modality(inputs).items():
+        groups = self._by_modality(inputs)
+        for name, value in self.type_ids.items() if bool(types.any()) else ():
+            if name not in groups and bool((types == value).any()):
+                raise InputError(
+                    f"{name}: the prompt has placeholder tokens and there are no inputs for them; "
+                    f"give the processor's {name}_* tensors beside input_ids"
+                )
+        for name, tensors in groups.items():
             ready = tensors.get("features")
             vectors = self.connect(name, ready) if ready is not None else self.encode(name, tensors)
             mask = types == self.type_ids[name]
@@ -279,6 +286,8 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep if columns is None else columns,
             **kwargs,
         )
+        if not (self.language_model.training and torch.is_grad_enabled()):
+            self.router.clear()  # no layer will be recomputed in a backward pass
         if labels is not None and columns is not None:
             outputs.loss = _loss(outputs.logits, labels[:, columns + 1], items)
         return outputs

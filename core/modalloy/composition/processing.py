@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from modalloy.composition.content import flatten_message
+from modalloy.composition.content import check_layout, check_text, flatten_message
 from modalloy.composition.encoders import EncoderStore
 from modalloy.errors import InputError
 from modalloy.modality import TEXT_TYPE_ID, resolve
@@ -91,21 +91,28 @@ class ModalloyProcessor(ProcessorMixin):
         """
         for key in ("return_dict", "return_tensors", "padding"):
             kwargs.pop(key, None)  # always a dict of padded tensors
-        single = bool(conversation) and isinstance(conversation[0], Mapping)
+        if not conversation:
+            raise InputError("there is no conversation; give messages, or a list of conversations")
+        if not (chat_template or self.chat_template or self.tokenizer.chat_template):
+            raise InputError(
+                "the base's tokenizer has no chat template, so messages cannot be laid out; give "
+                "one under chat_template, or write the prompt yourself and call the processor"
+            )
+        single = isinstance(conversation[0], Mapping)
         batch: Any = [conversation] if single else conversation
         texts, inputs = [], []
         for messages in batch:
             flat = [flatten_message(message, self.modalities) for message in messages]
-            texts.append(
-                self.tokenizer.apply_chat_template(
-                    [message for message, _ in flat],
-                    chat_template=chat_template or self.chat_template,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    **kwargs,
-                )
+            found = [one for _, found in flat for one in found]
+            prompt = self.tokenizer.apply_chat_template(
+                [message for message, _ in flat],
+                chat_template=chat_template or self.chat_template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **kwargs,
             )
-            inputs += [one for _, found in flat for one in found]
+            texts.append(check_layout(prompt, found, self.modalities))
+            inputs += found
         if not tokenize:
             return texts[0] if single else texts
         return self.encode_prompts(texts, inputs)
@@ -123,10 +130,13 @@ class ModalloyProcessor(ProcessorMixin):
             As :meth:`apply_chat_template`.
 
         Raises:
-            InputError: A content type is unknown, or inputs and marks differ in number.
+            InputError: A content type is unknown, inputs and marks differ in number, or a prompt
+                holds a placeholder.
         """
         texts = [text] if isinstance(text, str) else list(text or [])
-        queues = {kind: list(values) for kind, values in inputs.items() if values is not None}
+        if not texts:
+            raise InputError("there is no prompt; give a text, or a list of texts")
+        queues = {kind: _as_list(values) for kind, values in inputs.items() if values is not None}
         by_type = {entry["content_type"]: name for name, entry in self.modalities.items()}
         unknown = sorted(queues.keys() - by_type.keys())
         if unknown:
@@ -137,6 +147,8 @@ class ModalloyProcessor(ProcessorMixin):
         laid_out, found = [], []
         for prompt in texts:
             parts = _split_marks(prompt, by_type)
+            for piece in parts[::2]:
+                check_text(piece, self.modalities)
             for kind in parts[1::2]:
                 if not queues.get(kind):
                     raise InputError(f"the prompts have more <{kind}> marks than {kind} inputs")
@@ -190,10 +202,12 @@ class ModalloyProcessor(ProcessorMixin):
         store = EncoderStore(self.modalities, self.registry)
         items: dict[str, list[dict[str, torch.Tensor]]] = {}
         for name, source in inputs:
-            modality = self.registry.modality(name)
+            encoder = store.kind(name)
+            modality = self.registry.modality(name, requires=self.modalities[name]["requires"])
             decoded = resolve(modality.read)(source, modality.limits)
-            config = self.modalities[name]["encoder"]["config"]
-            tensors = resolve(store.kind(name).preprocess)(decoded, config)
+            tensors = resolve(encoder.preprocess)(
+                decoded, self.modalities[name]["encoder"]["config"]
+            )
             items.setdefault(name, []).append(tensors)
         return {
             f"{name}_{key}": torch.stack([one[key] for one in found])
@@ -217,6 +231,11 @@ def _split_marks(prompt: str, by_type: Mapping[str, str]) -> list[str]:
 def _interleave(part: str, kind: str) -> list[str]:
     pieces = part.split(f"<{kind}>")
     return [item for piece in pieces for item in (piece, kind)][:-1]
+
+
+def _as_list(values: Any) -> list[Any]:
+    """Return a list of inputs; a single file needs no list around it."""
+    return [values] if isinstance(values, str | bytes | Path) else list(values)
 
 
 def _as_source(value: Any) -> Any:

@@ -45,11 +45,14 @@ def choose_parents(
     method likes best. All files are checked against their hashes.
 
     Raises:
-        SpecError: No parent is left, two are given for one modality, or one has a strategy that
-            the method cannot use.
+        SpecError: No parent is left, two are given for one modality, one has a strategy that
+            the method cannot use, or one is not what its plugin declares.
         MissingComponentError: A modality has no parent for this base.
         BaseMismatchError: A parent was tuned from another base.
     """
+    for what, names in (("modalities", modalities), ("parents", parents)):
+        if isinstance(names, str | Path):
+            raise SpecError(f"{what} must be a list of names; got {names!r}, write [{names!r}]")
     chosen: dict[str, Chosen] = {}
     for given in parents:
         one = _open_named(registry, given)
@@ -103,7 +106,16 @@ def _open_named(registry: Registry, given: str | Path) -> Chosen:
 def _open(parent: Parent) -> Chosen:
     directory = parent.directory()
     source = parent.name if isinstance(parent.source, Path) else f"{parent.name} ({parent.source})"
-    return Chosen(directory, read_manifest(directory), source)
+    manifest = read_manifest(directory)
+    for what in ("modality", "strategy"):
+        declared, found = getattr(parent, what), getattr(manifest, what)
+        if declared != found:
+            raise SpecError(
+                f"parent {parent.name!r} is declared with {what} {declared!r}, its {MANIFEST} says "
+                f"{found!r}; the plugin and its weights do not belong together, reinstall it",
+                subject=parent.name,
+            )
+    return Chosen(directory, manifest, source)
 
 
 def _open_installed(registry: Registry, base: Base, method: MergeMethod, modality: str) -> Chosen:

@@ -182,8 +182,8 @@ def check_types(types: torch.Tensor, type_ids: Mapping[str, int]) -> None:
 class StreamRouter:
     """What all stream-aware layers of one model share: the routing of the pass under way.
 
-    The routing stays in place after the pass, so that layers recomputed in the backward pass
-    (gradient checkpointing) run on the same streams.
+    The routing of a training pass stays in place after it, so that layers recomputed in the
+    backward pass (gradient checkpointing) run on the same streams.
     """
 
     def __init__(self) -> None:
@@ -208,3 +208,7 @@ class StreamRouter:
     @routing.setter
     def routing(self, value: Routing) -> None:
         self._routing = value
+
+    def clear(self) -> None:
+        """Forget the pass: what runs next says anew which stream each token is on."""
+        self._routing = None

@@ -38,8 +38,16 @@ _REFUSED = MappingProxyType(
         "megatron_config": "layers were split for Megatron",
         "alora_invocation_tokens": "the adapter is switched on by tokens",
         "fan_in_fan_out": "weights are stored transposed",
+        "use_bdlora": "the pairs are block-diagonal",
+        "arrow_config": "several adapters are routed between",
+        "kasa_config": "the base's singular values were changed",
+        "velora_config": "the pairs act on a projection of their input",
+        "monteclora_config": "the pairs are drawn at random",
     }
 )
+
+# Initialisations that subtract the pairs' first value from the base: it is another base then.
+_REBASING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @attrs.frozen(eq=False)
@@ -75,6 +83,10 @@ class LowRankPair:
         return abs(self.scale) * math.sqrt(max(square, 0.0))
 
 
+def _by_name(pairs: Mapping[str, LowRankPair]) -> Mapping[str, LowRankPair]:
+    return MappingProxyType(dict(sorted(pairs.items())))
+
+
 @attrs.frozen(eq=False)
 class LowRankDelta:
     """Pairs by module name of the base's causal language model, sorted by name.
@@ -83,9 +95,7 @@ class LowRankDelta:
         pairs: Such as ``{"model.layers.0.self_attn.q_proj": LowRankPair(...)}``.
     """
 
-    pairs: Mapping[str, LowRankPair] = attrs.field(
-        converter=lambda pairs: MappingProxyType(dict(sorted(pairs.items())))
-    )
+    pairs: Mapping[str, LowRankPair] = attrs.field(converter=_by_name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.pairs)
@@ -153,7 +163,8 @@ def write_adapter(directory: Path, delta: LowRankDelta, *, base_id: str) -> None
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
-        "target_modules": _targets(delta),
+        # Full names: PEFT would also put pairs on layers that merely end in a shorter one.
+        "target_modules": list(delta.pairs),
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
@@ -186,12 +197,44 @@ def _read_config(directory: Path) -> dict[str, Any]:
                 f"{path}: {key} is set ({reason}), which a low-rank delta cannot hold; merge "
                 "the adapter into its base first"
             )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_REBASING):
+        raise DeltaError(
+            f"{path}: init_lora_weights is {start!r}, which changed the base's own weights when "
+            "training began; convert the adapter to plain LoRA first (PEFT's save_pretrained "
+            "with path_initial_model_for_weight_conversion)"
+        )
     if config.get("bias", "none") != "none":
         raise DeltaError(
             f"{path}: bias is {config['bias']!r}; biases of the base were tuned, which a "
             "low-rank delta cannot hold; merge the adapter into its base first"
         )
+    _check_numbers(path, config)
     return config
+
+
+def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
+    """Check the ranks and alphas, by default and by pattern."""
+    for key, patterns, kinds in (
+        ("r", "rank_pattern", int),
+        ("lora_alpha", "alpha_pattern", int | float),
+    ):
+        table = config.get(patterns) or {}
+        if not isinstance(table, dict):
+            raise FormatError(f"{path}: {patterns} must be a mapping, found {table!r}", path=path)
+        for name, value in {key: config.get(key), **table}.items():
+            number = isinstance(value, kinds) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or (kinds is int and value < 1):
+                what = "a positive integer" if kinds is int else "a finite number"
+                raise FormatError(f"{path}: {name} must be {what}, found {value!r}", path=path)
+        for pattern in table:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise FormatError(
+                    f"{path}: {patterns} has {pattern!r}, which is no regular expression: {error}",
+                    path=path,
+                ) from error
 
 
 def _pair(
@@ -227,13 +270,3 @@ def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> 
 
 def _most_common(values: Mapping[str, Any]) -> Any:
     return Counter(values.values()).most_common(1)[0][0]
-
-
-def _targets(delta: LowRankDelta) -> list[str]:
-    """Return last name components where every layer has them all, full names otherwise.
-
-    PEFT matches targets by their end, so a short name would also reach layers that the delta
-    leaves alone.
-    """
-    counts = Counter(name.rpartition(".")[2] for name in delta.pairs)
-    return sorted(counts) if len(set(counts.values())) == 1 else list(delta.pairs)

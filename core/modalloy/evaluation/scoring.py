@@ -59,6 +59,8 @@ def read_questions(file: Path) -> list[Question]:
             raise FormatError(f"{where} is not valid JSON: {error}", path=file) from error
         if not 0 <= question.answer < len(question.options):
             raise FormatError(f"{where}: answer {question.answer} is no option", path=file)
+        if any("content" not in message for message in question.messages):
+            raise FormatError(f"{where}: a message has no content", path=file)
         messages = [_absolute(message, file.parent) for message in question.messages]
         questions.append(attrs.evolve(question, messages=messages))
     return questions

@@ -1,5 +1,7 @@
 """The configuration of a training run: one YAML file, read strictly."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,28 @@ from modalloy.structured import structure
 LLAMA_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def _positive(instance: Any, attribute: "attrs.Attribute[Any]", value: float) -> None:
-    if value <= 0:
+def _positive(_: Any, attribute: "attrs.Attribute[Any]", value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise SpecError(f"{attribute.name} must be positive, found {value}", subject=attribute.name)
+
+
+def _not_negative(_: Any, attribute: "attrs.Attribute[Any]", value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
         raise SpecError(
-            f"{type(instance).__name__}: {attribute.name} must be positive, found {value}",
-            subject=attribute.name,
+            f"{attribute.name} must not be negative, found {value}", subject=attribute.name
         )
+
+
+def _plain(_: Any, attribute: "attrs.Attribute[Any]", value: ComponentConfig) -> None:
+    """Check that a component's configuration can stand in ``parent.json``."""
+    try:
+        json.dumps(value.config, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"{attribute.name}.config must hold what JSON can hold, such as text, numbers and "
+            f"lists: {error}",
+            subject=attribute.name,
+        ) from error
 
 
 @attrs.frozen(kw_only=True)
@@ -34,7 +52,12 @@ class LoraConfig:
 
     rank: int = attrs.field(default=16, validator=_positive)
     alpha: float = attrs.field(default=32.0, validator=_positive)
-    targets: list[str] = attrs.Factory(lambda: list(LLAMA_LINEARS))
+    targets: list[str] = attrs.field(factory=lambda: list(LLAMA_LINEARS))
+
+    @targets.validator
+    def _check_targets(self, _: "attrs.Attribute[list[str]]", value: list[str]) -> None:
+        if not value:
+            raise SpecError("targets must name at least one linear layer", subject="targets")
 
 
 @attrs.frozen(kw_only=True)
@@ -42,7 +65,7 @@ class StageConfig:
     """One stage of training.
 
     Attributes:
-        data: JSONL files of chats, relative to the data directory.
+        data: JSONL files of chats, relative to the data directory; needed unless ``steps`` is 0.
         steps: Optimiser steps; 0 leaves the stage out.
         batch_size: Samples per step and device.
         accumulate: Batches per step.
@@ -53,20 +76,35 @@ class StageConfig:
         max_grad_norm: Gradients are clipped to this norm.
         save_every: Steps between checkpoints.
         max_loss: The run stops with an error if the mean loss of the last tenth of the stage is
-            above this; an undertrained connector spoils the stage after it.
+            above this; an undertrained connector spoils the stage after it. May be changed before
+            going on with ``--resume``, as ``save_every`` may.
     """
 
-    data: list[str]
-    steps: int = 100
+    data: list[str] = attrs.Factory(list)
+    steps: int = attrs.field(default=100, validator=_not_negative)
     batch_size: int = attrs.field(default=16, validator=_positive)
     accumulate: int = attrs.field(default=1, validator=_positive)
     learning_rate: float = attrs.field(default=1e-3, validator=_positive)
-    connector_learning_rate: float | None = None
-    warmup: float = 0.03
-    weight_decay: float = 0.0
+    connector_learning_rate: float | None = attrs.field(default=None, validator=_positive)
+    warmup: float = attrs.field(default=0.03)
+    weight_decay: float = attrs.field(default=0.0, validator=_not_negative)
     max_grad_norm: float = attrs.field(default=1.0, validator=_positive)
     save_every: int = attrs.field(default=100, validator=_positive)
-    max_loss: float | None = None
+    max_loss: float | None = attrs.field(default=None, validator=_positive)
+
+    @warmup.validator
+    def _check_warmup(self, _: "attrs.Attribute[float]", value: float) -> None:
+        if not 0 <= value <= 1:
+            raise SpecError(
+                f"warmup is a share of the steps, between 0 and 1; found {value}", subject="warmup"
+            )
+
+    def __attrs_post_init__(self) -> None:
+        if self.steps and not self.data:
+            raise SpecError(
+                f"data must name JSONL files for {self.steps} steps; steps: 0 leaves the stage out",
+                subject="data",
+            )
 
 
 @attrs.frozen(kw_only=True)
@@ -101,15 +139,15 @@ class TrainConfig:
     modality: str
     strategy: str = attrs.field(default="decoupled")
     base: str = "smollm2"
-    encoder: ComponentConfig
-    connector: ComponentConfig
-    prefix_tokens: int = 0
-    suffix_tokens: int = 0
+    encoder: ComponentConfig = attrs.field(validator=_plain)
+    connector: ComponentConfig = attrs.field(validator=_plain)
+    prefix_tokens: int = attrs.field(default=0, validator=_not_negative)
+    suffix_tokens: int = attrs.field(default=0, validator=_not_negative)
     lora: LoraConfig = attrs.Factory(LoraConfig)
     connector_stage: StageConfig
     tuning_stage: StageConfig
     validation: list[str] = attrs.Factory(list)
-    seed: int = 0
+    seed: int = attrs.field(default=0, validator=_not_negative)
     dtype: str = attrs.field(default="bfloat16")
     attention: str | None = None
     cache_features: bool = True
@@ -139,7 +177,7 @@ def read_config(path: Path) -> TrainConfig:
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} cannot be read: {error}", path=path) from error
     except yaml.YAMLError as error:
         raise FormatError(f"{path} is not valid YAML: {error}", path=path) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import torch
+from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
@@ -15,6 +16,11 @@ from modalloy.composition.modeling import IGNORED
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import FormatError, InputError, UnsafePathError
 from modalloy.training.features import FeatureCache
+
+ANSWERER = "assistant"
+"""Role of the messages that are learnt."""
+
+_SHOWN = 80
 
 
 @attrs.frozen(eq=False)
@@ -26,12 +32,21 @@ class Example:
         labels: ``(T,)`` int64, ``IGNORED`` outside the answers.
         types: ``(T,)`` int64, ``mm_token_type_ids``.
         inputs: ``(modality, path)`` in prompt order.
+        file: The JSONL file that it is from.
+        line: Its line there.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     types: torch.Tensor
     inputs: tuple[tuple[str, Path], ...]
+    file: Path
+    line: int
+
+    @property
+    def where(self) -> str:
+        """Its file and line, for messages."""
+        return f"{self.file}, line {self.line}"
 
 
 class ChatDataset(Dataset[Example]):
@@ -54,11 +69,6 @@ class ChatDataset(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each example, for batches of like length."""
-        return [len(example.input_ids) for example in self.examples]
 
     def sources(self) -> list[tuple[str, Path]]:
         """Return every distinct input, sorted."""
@@ -102,10 +112,11 @@ class Collator:
 def _read_lines(file: Path) -> list[tuple[int, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{file} cannot be read: {error}", path=file) from error
     records = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: it also splits at separators that JSON allows inside strings.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 records.append((number, json.loads(line)))
@@ -122,27 +133,51 @@ def _lay_out(record: Any, file: Path, number: int, processor: ModalloyProcessor)
     where = f"{file}, line {number}"
     messages = record.get("messages") if isinstance(record, Mapping) else None
     if not isinstance(messages, list) or not messages:
-        raise FormatError(f"{where}: expected {{'messages': [...]}}, found {record!r}", path=file)
+        raise FormatError(
+            f"{where}: expected {{'messages': [...]}}, found {_shown(record)}", path=file
+        )
     try:
         flat = [flatten_message(message, processor.modalities) for message in messages]
-    except InputError as error:
+        ids, labels = tokenize_chat([message for message, _ in flat], processor)
+    except (InputError, TemplateError) as error:
         raise FormatError(f"{where}: {error}", path=file) from error
-    inputs = tuple((n, _inside(source, file, where)) for _, found in flat for n, source in found)
-    chat = [message for message, _ in flat]
-    ids, labels = tokenize_chat(chat, processor)
+    if any(message["role"] == ANSWERER and found for message, found in flat):
+        raise FormatError(
+            f"{where}: an answer holds an input; only text can be learnt as an answer, so inputs "
+            "belong in the messages of other roles",
+            path=file,
+        )
     if not (labels != IGNORED).any():
-        raise FormatError(f"{where}: no message has the role 'assistant'", path=file)
-    return Example(ids, labels, processor.token_types(ids), inputs)
+        roles = ", ".join(sorted({message["role"] for message, _ in flat}))
+        raise FormatError(
+            f"{where}: no message has the role {ANSWERER!r} (found: {roles}), so there is nothing "
+            "to learn",
+            path=file,
+        )
+    inputs = tuple((n, _inside(source, file, where)) for _, found in flat for n, source in found)
+    return Example(ids, labels, processor.token_types(ids), inputs, file, number)
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _inside(source: Any, file: Path, where: str) -> Path:
     """Return a media path, checked to lie inside its JSONL file's directory."""
     if not isinstance(source, Path):
-        raise FormatError(f"{where}: media must be named by 'path'; found {source!r}", path=file)
+        raise FormatError(
+            f"{where}: media must be named by 'path'; found {_shown(source)}", path=file
+        )
     root = file.parent.resolve()
     path = (root / source).resolve()
     if not path.is_relative_to(root):
-        raise UnsafePathError(f"{where}: {source} leads outside {file.parent}", path=path)
+        raise UnsafePathError(
+            f"{where}: {source} leads outside {file.parent}; media lie beside their JSONL file or "
+            "below it",
+            path=path,
+        )
     if not path.is_file():
         raise FormatError(f"{where}: {source} does not exist in {file.parent}", path=path)
     return path
@@ -175,7 +210,7 @@ def tokenize_chat(
     whole = render(len(chat), prompt=False).rstrip()
     spans = []
     for index, message in enumerate(chat):
-        if message["role"] == "assistant":
+        if message["role"] == ANSWERER:
             before = render(index, prompt=True)
             after = render(index + 1, prompt=False).rstrip()
             if not (whole.startswith(after) and after.startswith(before)):

@@ -8,6 +8,7 @@ import torch
 
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
+from modalloy.errors import InputError
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and how many there are."""
@@ -40,6 +41,9 @@ class FeatureCache:
             sources: ``(modality, path)``, distinct.
             progress: Told after every batch.
             batch_size: Inputs encoded at a time.
+
+        Raises:
+            InputError: An input cannot be read, or its features are not finite.
         """
         found: dict[tuple[str, Path], torch.Tensor] = {}
         for modality in sorted({name for name, _ in sources}):
@@ -50,6 +54,8 @@ class FeatureCache:
                 inputs = {key[len(modality) + 1 :]: value for key, value in tensors.items()}
                 with torch.no_grad():
                     encoded = model.encoders.run(modality, inputs, model.device).cpu()
+                for (_, path), own_features in zip(batch, encoded, strict=True):
+                    _check_finite(own_features, modality, path)
                 found |= dict(zip(batch, encoded, strict=True))
                 progress(f"encoding {modality}", start + len(batch), len(own))
         return cls(found)
@@ -61,3 +67,11 @@ class FeatureCache:
             f"{name}_features": torch.stack([self.features[o] for o in inputs if o[0] == name])
             for name in names
         }
+
+
+def _check_finite(features: torch.Tensor, modality: str, path: Path) -> None:
+    if not bool(features.isfinite().all()):
+        raise InputError(
+            f"{path}: its {modality} features are not all finite numbers; look at the file, or "
+            "leave its chats out"
+        )

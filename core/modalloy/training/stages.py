@@ -1,28 +1,35 @@
 """The two stages of training a parent, on transformers' Trainer."""
 
 import math
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from modalloy.composition.layers import StreamLinear
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.errors import ModalloyError
 from modalloy.training.config import StageConfig
 from modalloy.training.data import ChatDataset, Collator
 from modalloy.training.features import Progress
+from modalloy.training.parameters import GradientWatch, restore, trained_state
+from modalloy.training.records import (
+    checkpoint_losses,
+    checkpoint_step,
+    is_main_process,
+    whole_checkpoints,
+)
 
 TRAINED_FILE = "trained.safetensors"
 """Checkpoint of what a stage trains, and of nothing else."""
 
 
 class TrainingError(ModalloyError, RuntimeError):
-    """A stage did not reach the loss that its configuration asks for."""
+    """A stage diverged, learnt nothing, or missed the loss that its configuration asks for."""
 
 
 @attrs.frozen
@@ -30,12 +37,12 @@ class StageResult:
     """What a stage came to.
 
     Attributes:
-        loss: Mean loss over the last tenth of its steps.
+        loss: Mean loss over the last tenth of its steps; ``None`` where it was left out.
         seconds: Wall time of this run; steps done before a resume are not in it.
         validation_loss: Mean loss per labelled token of the validation chats, if there are any.
     """
 
-    loss: float
+    loss: float | None
     seconds: float
     validation_loss: float | None = None
 
@@ -57,18 +64,38 @@ class ParentTrainer(Trainer):
 
 
 class _Report(TrainerCallback):
-    """Passes the Trainer's progress on, and keeps the losses."""
+    """Passes the Trainer's progress on, and stops a run that has come to nothing.
 
-    def __init__(self, name: str, progress: Progress) -> None:
+    Of the checkpoints it keeps the last; the Trainer would tell by the files' times which that is.
+    """
+
+    def __init__(self, name: str, watch: GradientWatch, progress: Progress) -> None:
         self.name = name
+        self.watch = watch
         self.progress = progress
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note which parts have a gradient."""
+        del args, state, control, kwargs
+        self.watch.look()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remove the checkpoints before the one that was just written."""
+        del state, control, kwargs
+        for earlier in whole_checkpoints(Path(args.output_dir))[:-1] if is_main_process() else []:
+            shutil.rmtree(earlier)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Report the step and its loss."""
         del args, control, kwargs
-        if logs and "loss" in logs:
-            text = f"{self.name} (loss {logs['loss']:.3f})"
-            self.progress(text, state.global_step, state.max_steps)
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise TrainingError(
+                f"{self.name}: the loss is {logs['loss']} at step {state.global_step}; lower the "
+                "learning rate or max_grad_norm, raise warmup, or look for broken media"
+            )
+        self.progress(f"{self.name} (loss {logs['loss']:.3f})", state.global_step, state.max_steps)
 
 
 def run_stage(
@@ -80,7 +107,7 @@ def run_stage(
     name: str,
     directory: Path,
     seed: int,
-    resume: bool,
+    checkpoint: Path | None,
     progress: Progress,
 ) -> StageResult:
     """Train what ``requires_grad`` in ``model``.
@@ -93,15 +120,69 @@ def run_stage(
         name: Of the stage, for progress.
         directory: Where checkpoints go.
         seed: Of the order of the data.
-        resume: Whether to go on from the last checkpoint in ``directory``.
-        progress: Told about every logged step.
+        checkpoint: Where to go on from; ``None`` starts at the start.
+        progress: Told about every step.
 
     Raises:
-        TrainingError: The loss stayed above ``stage.max_loss``, or is not a number.
+        TrainingError: The loss is not a number, stayed above ``stage.max_loss``, or no gradient
+            reached some part of the parent.
     """
-    checkpoints = sorted(
-        directory.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
+    if checkpoint is not None and checkpoint_step(checkpoint) >= stage.steps:
+        # The Trainer would do one step more.
+        restore(model, load_file(checkpoint / TRAINED_FILE))
+        return StageResult(check_loss(name, checkpoint_losses(checkpoint), stage), 0.0)
+    watch = GradientWatch(model)
+    trainer = ParentTrainer(
+        model=model,
+        args=_arguments(stage, directory, seed),
+        train_dataset=data,
+        data_collator=collator,
+        optimizers=_optimizer(model, stage),
+        callbacks=[_Report(name, watch, progress)],
     )
+    # Its console printer would write over the caller's progress.
+    for callback in [
+        c for c in trainer.callback_handler.callbacks if "Printer" in type(c).__name__
+    ]:
+        trainer.remove_callback(callback)
+    out = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if watch.unreached and checkpoint is None:
+        raise TrainingError(
+            f"{name}: no gradient reached {' and '.join(watch.unreached)} in any of the "
+            f"{stage.steps} steps, so nothing was learnt there; do the chats hold inputs, and are "
+            "the encoder's features finite and not all zero?"
+        )
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return StageResult(check_loss(name, losses, stage), out.metrics["train_runtime"])
+
+
+def check_loss(name: str, losses: Sequence[float], stage: StageConfig) -> float:
+    """Return the mean of the last tenth of a stage's losses.
+
+    Raises:
+        TrainingError: It is above what the configuration allows.
+    """
+    tail = losses[-max(1, len(losses) // 10) :]
+    loss = sum(tail) / len(tail)
+    check_gate(name, loss, stage)
+    return loss
+
+
+def check_gate(name: str, loss: float | None, stage: StageConfig) -> None:
+    """Check a finished stage's loss against ``max_loss``.
+
+    Raises:
+        TrainingError: It is above.
+    """
+    if loss is not None and stage.max_loss is not None and loss > stage.max_loss:
+        raise TrainingError(
+            f"{name}: the mean loss of the last tenth of {stage.steps} steps is {loss:.3f}, above "
+            f"max_loss {stage.max_loss}; train longer, look at data and learning rate, or raise "
+            "max_loss and go on with --resume"
+        )
+
+
+def _arguments(stage: StageConfig, directory: Path, seed: int) -> TrainingArguments:
     args = TrainingArguments(
         output_dir=str(directory),
         max_steps=stage.steps,
@@ -111,42 +192,18 @@ def run_stage(
         seed=seed,
         data_seed=seed,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would log a loss that is not a number as the last mean
         save_steps=stage.save_every,
-        save_total_limit=1,
         report_to=[],
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
     )
-    trainer = ParentTrainer(
-        model=model,
-        args=args,
-        train_dataset=data,
-        data_collator=collator,
-        optimizers=_optimizer(model, stage),
-        callbacks=[_Report(name, progress)],
-    )
-    # Its console printer would write over the caller's progress.
-    for callback in [
-        c for c in trainer.callback_handler.callbacks if "Printer" in type(c).__name__
-    ]:
-        trainer.remove_callback(callback)
-    if checkpoints and not resume:
-        raise ModalloyError(
-            f"{directory} holds {checkpoints[-1].name} of an earlier run; go on from it with "
-            "resume (--resume) or remove the directory"
-        )
-    out = trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    tail = losses[-max(1, len(losses) // 10) :]
-    loss = sum(tail) / len(tail)
-    if not math.isfinite(loss) or (stage.max_loss is not None and loss > stage.max_loss):
-        raise TrainingError(
-            f"{name}: the loss of the last {len(tail)} steps is {loss:.3f}, the configuration "
-            f"allows {stage.max_loss}; train longer, or look at data and learning rate"
-        )
-    return StageResult(loss, out.metrics["train_runtime"])
+    # Several GPUs in one process would mean DataParallel, whose replicas share one router; they
+    # are used by accelerate, one process each.
+    args._n_gpu = min(args.n_gpu, 1)  # noqa: SLF001 - it has no public setter
+    return args
 
 
 def _optimizer(
@@ -180,7 +237,11 @@ def validation_loss(
     progress: Progress,
     batch_size: int = 16,
 ) -> float:
-    """Return the mean loss over the labelled tokens of ``data``."""
+    """Return the mean loss over the labelled tokens of ``data``.
+
+    Raises:
+        TrainingError: It is not a number.
+    """
     model.eval()
     total, tokens = 0.0, 0
     for start in range(0, len(data), batch_size):
@@ -190,70 +251,6 @@ def validation_loss(
         total += float(model(**moved).loss) * count
         tokens += count
         progress("validating", min(start + batch_size, len(data)), len(data))
+    if not math.isfinite(total):
+        raise TrainingError(f"the validation loss is {total / tokens}; the stage has diverged")
     return total / tokens
-
-
-def init_deltas(model: ModalloyForConditionalGeneration, seed: int) -> None:
-    """Give every pair LoRA's start: A uniform as a linear layer's weight, B zero; float32.
-
-    Layer by layer in order of names from a generator of its own, so that the values do not
-    depend on what was drawn before.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for _, layer in sorted(model.language_model.named_modules()):
-        if not isinstance(layer, StreamLinear):
-            continue
-        for store, key, value in list(_factors(layer)):
-            fresh = torch.zeros(value.shape, dtype=torch.float32)
-            if key.endswith("A") or store is layer.modality_A:
-                nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)
-            parameter = nn.Parameter(fresh.to(value.device))
-            if isinstance(store, nn.ParameterDict):
-                store[key] = parameter
-            else:
-                setattr(store, key, parameter)
-
-
-def _factors(layer: StreamLinear) -> Any:
-    """Yield (where it is kept, its name there, the parameter) of a layer's factors."""
-    for key in ("text_A", "text_B"):
-        if getattr(layer, key) is not None:
-            yield layer, key, getattr(layer, key)
-    for store in (layer.modality_A, layer.modality_B):
-        for key, value in store.items():
-            yield store, key, value
-
-
-def choose_trained(model: ModalloyForConditionalGeneration, *, deltas: bool) -> None:
-    """Freeze everything but the connectors and, where asked, the deltas."""
-    model.requires_grad_(requires_grad=False)
-    model.connectors.requires_grad_(requires_grad=True)
-    for layer in model.language_model.modules():
-        if isinstance(layer, StreamLinear):
-            for _, _, parameter in _factors(layer):
-                parameter.requires_grad_(requires_grad=deltas)
-
-
-def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the parameters that are being trained, by name."""
-    return {
-        n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad
-    }
-
-
-def restore(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Put back what :func:`trained_state` returned.
-
-    Raises:
-        ModalloyError: The state is of another model or stage.
-    """
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if own.keys() != state.keys():
-        odd = sorted(own.keys() ^ state.keys())[:3]
-        raise ModalloyError(
-            f"the checkpoint is of another configuration: it differs in {', '.join(odd)}; remove "
-            "the work directory and train anew"
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(state[name])

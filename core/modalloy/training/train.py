@@ -1,61 +1,74 @@
 """Training one parent from its configuration to its directory."""
 
-import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import attrs
-import torch
 from safetensors.torch import load_file, save_file
 
-from modalloy.base import Base, resolve_base
-from modalloy.composition.coefficients import make_coefficients
-from modalloy.composition.compose import build_model, describe_modalities
-from modalloy.composition.configuration import ModalloyConfig
-from modalloy.composition.layers import StreamLinear, linear_layers
+from modalloy.base import resolve_base
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
-from modalloy.composition.selection import Chosen
-from modalloy.deltas.lowrank import LowRankDelta, LowRankPair, write_adapter
-from modalloy.errors import FormatError, MissingComponentError, SpecError
-from modalloy.parent import (
-    CONNECTOR_FILE,
-    FORMAT_VERSION,
-    MODALITY_ADAPTER,
-    TEXT_ADAPTER,
-    BaseReference,
-    ParentManifest,
-    write_manifest,
-)
+from modalloy.errors import FormatError, MissingComponentError
+from modalloy.parent import ParentManifest
 from modalloy.registry import Registry
+from modalloy.structured import structure
 from modalloy.training.config import StageConfig, TrainConfig
 from modalloy.training.data import ChatDataset, Collator
 from modalloy.training.features import FeatureCache, Progress
-from modalloy.training.stages import (
-    StageResult,
-    choose_trained,
-    init_deltas,
-    run_stage,
-    validation_loss,
+from modalloy.training.opening import open_parent
+from modalloy.training.parameters import choose_trained
+from modalloy.training.records import (
+    Recipe,
+    begin,
+    connector_recipe,
+    digest_chats,
+    is_main_process,
+    read_json,
+    recipe_key,
+    tuning_recipe,
+    write_json,
 )
+from modalloy.training.stages import StageResult, check_gate, run_stage, validation_loss
+from modalloy.training.writing import write_parent
+
+CONNECTOR_STAGE, TUNING_STAGE = "connector stage", "tuning stage"
+_FINISHED = "connector.safetensors"
+_RESULT = "result.json"
+
+
+@attrs.frozen
+class _Chats:
+    """Chats laid out, and digests of their files and media."""
+
+    data: ChatDataset
+    digests: dict[str, str]
 
 
 @attrs.frozen
 class _Run:
-    """What both stages share."""
+    """What both stages share; a stage that is left out has no chats."""
 
     config: TrainConfig
     model: ModalloyForConditionalGeneration
     processor: ModalloyProcessor
-    data: Path
-    work: Path
-    resume: bool
     progress: Progress
+    connector: _Chats | None
+    tuning: _Chats | None
+    validation: _Chats | None
+
+
+@attrs.frozen
+class _Place:
+    """Where a stage keeps its files, and the checkpoint that it goes on from."""
+
+    directory: Path
+    checkpoint: Path | None
 
 
 def train(
@@ -75,8 +88,8 @@ def train(
         output: The parent directory to write; must not exist.
         data: Directory that the configuration's JSONL files are relative to.
         work: Where checkpoints go; ``<output>.work`` if left out. A connector stage that was
-            finished there with the same settings is taken as it is.
-        resume: Whether to go on from checkpoints in ``work``.
+            finished there from the same settings, data and base is taken as it is.
+        resume: Whether to go on from checkpoints in ``work``, where there are any.
         progress: Told what is being done, how far it is, and how far it goes.
         registry: Supplies plugins; what is installed if left out.
 
@@ -84,204 +97,195 @@ def train(
         The manifest that was written.
 
     Raises:
-        SpecError: The configuration does not fit the base.
+        SpecError: The configuration does not fit the base or the installed plugins.
         FormatError: A data file is missing or malformed, or ``output`` exists.
-        TrainingError: A stage's loss stayed too high.
+        ModalloyError: ``work`` holds checkpoints, and ``resume`` is false or they were made from
+            something else.
+        TrainingError: A stage diverged, learnt nothing, or its loss stayed too high.
     """
     _check_accelerate()
-    if output.exists():
-        raise FormatError(f"{output} exists; choose another place or remove it", path=output)
+    work = work or output.with_name(f"{output.name}.work")
+    _prepare(output, work)
     registry = registry or Registry.discover()
     base = resolve_base(config.base)
-    model, processor, manifest = _open(config, base, registry)
-    work = work or output.with_name(f"{output.name}.work")
-    run = _Run(config, model, processor, data, work, resume, progress)
+    model, processor, manifest = open_parent(config, base, registry)
+
+    def read(files: Sequence[str]) -> _Chats | None:
+        return _read_chats([data / name for name in files], processor)
+
+    def chats_of(stage: StageConfig) -> _Chats | None:
+        return read(stage.data) if stage.steps else None
+
+    run = _Run(
+        config,
+        model,
+        processor,
+        progress,
+        connector=chats_of(config.connector_stage),
+        tuning=chats_of(config.tuning_stage),
+        validation=read(config.validation),
+    )
+    _check_chats(run)
+    recipe = connector_recipe(config, base.fingerprint, _digests(run.connector))
+    connector = _place(
+        work / f"connector-{recipe_key(recipe)}", recipe, config.connector_stage, resume=resume
+    )
+    recipe = tuning_recipe(config, recipe, _digests(run.tuning))
+    tuning = _place(work / config.name, recipe, config.tuning_stage, resume=resume)
     started = time.monotonic()
-    results = {"connector_stage": _connector_stage(run), "tuning_stage": _tuning_stage(run)}
+    results = {
+        "connector_stage": _connector_stage(run, connector),
+        "tuning_stage": _tuning_stage(run, tuning),
+    }
     record = {
-        "config": json.loads(json.dumps(attrs.asdict(config), default=str)),
+        "config": attrs.asdict(config),
         "results": {name: attrs.asdict(result) for name, result in results.items()},
         "seconds": round(time.monotonic() - started, 1),
         "data": {name: _digest(data / name) for name in _data_files(config)},
         "versions": {name: version(name) for name in ("modalloy", "torch", "transformers")},
     }
     manifest = attrs.evolve(manifest, training=record)
-    if int(os.environ.get("RANK", "0")) == 0:
-        manifest = _write(model, manifest, output)
+    if is_main_process():
+        manifest = write_parent(model, manifest, output)
+        if tuning.directory.is_dir():
+            shutil.rmtree(tuning.directory)
     return manifest
 
 
-def _open(
-    config: TrainConfig, base: Base, registry: Registry
-) -> tuple[ModalloyForConditionalGeneration, ModalloyProcessor, ParentManifest]:
-    """Open the base as a composition of one parent, its deltas at their start."""
-    manifest = ParentManifest(
-        format_version=FORMAT_VERSION,
-        name=config.name,
-        modality=config.modality,
-        base=BaseReference(id=base.id, fingerprint=base.fingerprint),
-        strategy=config.strategy,
-        encoder=config.encoder,
-        connector=config.connector,
-        prefix_tokens=config.prefix_tokens,
-        suffix_tokens=config.suffix_tokens,
-        licence=config.licence,
-        requires=config.requires,
-    )
-    torch.manual_seed(config.seed)
-    tokenizer = base.tokenizer()
-    tokenizer.padding_side = "left"
-    language_model = base.model(getattr(torch, config.dtype))
-    if config.attention is not None:
-        language_model.set_attn_implementation(config.attention)
-    entries = describe_modalities(registry, [Chosen(Path(), manifest, config.name)], tokenizer)
-    decoupled = config.strategy == "decoupled"
-    entry = entries[config.modality]
-    entry["text_delta"] = _targets(config, language_model)
-    entry["modality_delta"] = entry["text_delta"] if decoupled else None
-    model = build_model(
-        ModalloyConfig(
-            text_config=language_model.config,
-            modalities=entries,
-            method="damc" if decoupled else "naive",
-            decoupled=decoupled,
-            coefficients=make_coefficients({config.modality: 1.0}, entries, ()).to_dict(),
-            dtype=language_model.dtype,
-        ),
-        language_model,
-        registry,
-    )
-    model.connectors.float()
-    init_deltas(model, config.seed)
-    processor = ModalloyProcessor(
-        tokenizer, modalities=entries, chat_template=tokenizer.chat_template
-    )
-    return model, processor.bind(registry), manifest
+def _prepare(output: Path, work: Path) -> None:
+    """Find out before training whether its result can be written."""
+    if output.exists():
+        raise FormatError(f"{output} exists; choose another place or remove it", path=output)
+    for folder in (output.parent, work):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FormatError(f"{folder} cannot be made: {error}", path=folder) from error
+        if not os.access(folder, os.W_OK):
+            raise FormatError(f"{folder} cannot be written to; choose another place", path=folder)
 
 
-def _targets(config: TrainConfig, language_model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Return the linear layers that get a pair, as the configuration's patterns."""
-    linears = linear_layers(language_model)
-    lasts = {name.rpartition(".")[2] for name in linears}
-    unknown = sorted(set(config.lora.targets) - lasts)
-    if unknown:
-        raise SpecError(
-            f"lora.targets: the base has no linear layer named {', '.join(unknown)}; it has "
-            f"{', '.join(sorted(lasts))}",
-            subject="lora.targets",
-        )
-    lora = config.lora
-    return [
-        {"module": name, "rank": lora.rank, "scale": lora.alpha / lora.rank}
-        for name in linears
-        if name.rpartition(".")[2] in lora.targets
-    ]
+def _read_chats(files: Sequence[Path], processor: ModalloyProcessor) -> _Chats | None:
+    if not files:
+        return None
+    data = ChatDataset(files, processor)
+    return _Chats(data, digest_chats(files, data))
 
 
-def _connector_stage(run: _Run) -> StageResult:
+def _check_chats(run: _Run) -> None:
+    """Check what the model needs of the chats, before hours are spent on them."""
+    longest = run.model.config.get_text_config().max_position_embeddings
+    for chats in (run.connector, run.tuning, run.validation):
+        for example in chats.data.examples if chats else ():
+            if len(example.input_ids) > longest:
+                raise FormatError(
+                    f"{example.where}: the chat has {len(example.input_ids)} tokens, the base "
+                    f"takes {longest}; shorten it",
+                    path=example.file,
+                )
+    for example in run.connector.data.examples if run.connector else ():
+        if not example.inputs:
+            raise FormatError(
+                f"{example.where}: the chat holds no {run.config.modality} input, so the connector "
+                "stage, which trains the connector alone, learns nothing from it; leave it to the "
+                "tuning stage",
+                path=example.file,
+            )
+
+
+def _digests(chats: _Chats | None) -> dict[str, str]:
+    return chats.digests if chats else {}
+
+
+def _place(directory: Path, recipe: Recipe, stage: StageConfig, *, resume: bool) -> _Place:
+    """Find where a stage goes on: its result, its last checkpoint, or its start."""
+    if not stage.steps or (directory / _RESULT).is_file():
+        return _Place(directory, None)
+    return _Place(directory, begin(directory, recipe, resume=resume))
+
+
+def _connector_stage(run: _Run, place: _Place) -> StageResult:
     """Stage 1: the connector alone. Every token runs on the untouched base."""
-    stage, config = run.config.connector_stage, run.config
-    relevant = attrs.evolve(config, name="x", strategy="naive", tuning_stage=stage, validation=[])
-    key = sha256(json.dumps(attrs.asdict(relevant), sort_keys=True).encode())
-    for name in stage.data:
-        key.update(_digest(run.data / name).encode())
-    directory = run.work / f"connector-{key.hexdigest()[:16]}"
-    finished, result_file = directory / "connector.safetensors", directory / "result.json"
-    choose_trained(run.model, deltas=False)
-    if finished.is_file() and result_file.is_file():
-        run.model.connectors[config.modality].load_state_dict(load_file(finished))
-        return StageResult(**json.loads(result_file.read_text(encoding="utf-8")))
-    coefficients, decoupled = run.model.coefficients, run.model.config.decoupled
-    run.model.coefficients = attrs.evolve(coefficients, default=(0.0,))
-    run.model.config.decoupled = False
+    model, stage = run.model, run.config.connector_stage
+    choose_trained(model, deltas=False)
+    coefficients, decoupled = model.coefficients, model.config.decoupled
+    model.coefficients = attrs.evolve(coefficients, default=(0.0,))
+    model.config.decoupled = False
     try:
-        result = _stage(run, stage, "connector stage", directory / "checkpoints")
+        if (place.directory / _RESULT).is_file():
+            return _take_finished(run, place.directory)
+        result = _stage(run, stage, run.connector, CONNECTOR_STAGE, place)
     finally:
-        run.model.coefficients, run.model.config.decoupled = coefficients, decoupled
-    state = run.model.connectors[config.modality].state_dict()
-    save_file({k: v.contiguous() for k, v in state.items()}, finished)
-    result_file.write_text(json.dumps(attrs.asdict(result)), encoding="utf-8")
+        model.coefficients, model.config.decoupled = coefficients, decoupled
+    if stage.steps and is_main_process():
+        _keep_finished(run, place.directory, result)
     return result
 
 
-def _tuning_stage(run: _Run) -> StageResult:
+def _keep_finished(run: _Run, directory: Path, result: StageResult) -> None:
+    """Keep the connector for further runs; the result's file is written last."""
+    state = run.model.connectors[run.config.modality].state_dict()
+    partial = directory / f"{_FINISHED}.partial"
+    save_file({name: value.contiguous() for name, value in state.items()}, partial)
+    partial.replace(directory / _FINISHED)
+    kept = {"result": attrs.asdict(result), "validation": _digests(run.validation)}
+    write_json(directory / _RESULT, kept)
+    for checkpoint in directory.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _take_finished(run: _Run, directory: Path) -> StageResult:
+    run.model.connectors[run.config.modality].load_state_dict(load_file(directory / _FINISHED))
+    kept = read_json(directory / _RESULT)
+    result = structure(kept["result"], StageResult, directory / _RESULT)
+    check_gate(CONNECTOR_STAGE, result.loss, run.config.connector_stage)
+    if kept["validation"] == _digests(run.validation):
+        return result
+    return attrs.evolve(result, validation_loss=_validate(run, None))
+
+
+def _tuning_stage(run: _Run, place: _Place) -> StageResult:
     """Stage 2: connector and deltas, each token on its stream."""
     choose_trained(run.model, deltas=True)
-    return _stage(run, run.config.tuning_stage, "tuning stage", run.work / run.config.name)
+    return _stage(run, run.config.tuning_stage, run.tuning, TUNING_STAGE, place)
 
 
-def _stage(run: _Run, stage: StageConfig, name: str, directory: Path) -> StageResult:
-    data = ChatDataset([run.data / file for file in stage.data], run.processor)
-    validation = None
-    if run.config.validation:
-        files = [run.data / file for file in run.config.validation]
-        validation = ChatDataset(files, run.processor)
-    features = None
-    if run.config.cache_features:
-        sources = sorted({*data.sources(), *(validation.sources() if validation else [])})
-        features = FeatureCache.build(run.model, run.processor, sources, run.progress)
-    collator = Collator(run.processor, features)
-    result = StageResult(float("nan"), 0.0)
-    if stage.steps:
+def _stage(
+    run: _Run, stage: StageConfig, chats: _Chats | None, name: str, place: _Place
+) -> StageResult:
+    features = _encode(run, chats)
+    result = StageResult(None, 0.0)
+    if chats is not None:
         result = run_stage(
             run.model.train(),
             stage,
-            data,
-            collator,
+            chats.data,
+            Collator(run.processor, features),
             name=name,
-            directory=directory,
+            directory=place.directory,
             seed=run.config.seed,
-            resume=run.resume,
+            checkpoint=place.checkpoint,
             progress=run.progress,
         )
-    if validation is not None:
-        loss = validation_loss(run.model, validation, collator, run.progress)
-        result = attrs.evolve(result, validation_loss=loss)
-    return result
+    return attrs.evolve(result, validation_loss=_validate(run, features))
 
 
-def _write(
-    model: ModalloyForConditionalGeneration, manifest: ParentManifest, output: Path
-) -> ParentManifest:
-    """Write the parent directory beside its place and rename it when it is whole."""
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for folder, delta in _deltas(model, manifest.modality).items():
-        write_adapter(partial / folder, delta, base_id=manifest.base.id)
-    connector = model.connectors[manifest.modality].state_dict()
-    save_file(
-        {name: value.to(torch.bfloat16).contiguous().cpu() for name, value in connector.items()},
-        partial / CONNECTOR_FILE,
-    )
-    manifest = write_manifest(partial, manifest)
-    partial.rename(output)
-    return manifest
+def _encode(run: _Run, chats: _Chats | None) -> FeatureCache | None:
+    """Encode the inputs of a stage and of the validation, where features are kept."""
+    if not run.config.cache_features:
+        return None
+    used = [one.data.sources() for one in (chats, run.validation) if one is not None]
+    sources = sorted({source for some in used for source in some})
+    return FeatureCache.build(run.model, run.processor, sources, run.progress)
 
 
-def _deltas(model: ModalloyForConditionalGeneration, modality: str) -> dict[str, LowRankDelta]:
-    """Return the trained deltas in bfloat16, by adapter directory."""
-    tables: dict[str, dict[str, LowRankPair]] = {TEXT_ADAPTER: {}, MODALITY_ADAPTER: {}}
-    for name, layer in model.language_model.named_modules():
-        if not isinstance(layer, StreamLinear):
-            continue
-        if layer.text_A is not None and layer.text_B is not None:
-            scale = layer.text_layout[0][2]
-            tables[TEXT_ADAPTER][name] = _pair(layer.text_A, layer.text_B, scale)
-        if modality in layer.modality_A:
-            tables[MODALITY_ADAPTER][name] = _pair(
-                layer.modality_A[modality],
-                layer.modality_B[modality],
-                layer.modality_scale[modality],
-            )
-    return {folder: LowRankDelta(pairs) for folder, pairs in tables.items() if pairs}
-
-
-def _pair(a: torch.Tensor, b: torch.Tensor, scale: float) -> LowRankPair:
-    def stored(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().to(torch.bfloat16).cpu()
-
-    return LowRankPair(stored(a), stored(b), scale)
+def _validate(run: _Run, features: FeatureCache | None) -> float | None:
+    if run.validation is None:
+        return None
+    if features is None:
+        features = _encode(run, None)
+    collator = Collator(run.processor, features)
+    return validation_loss(run.model, run.validation.data, collator, run.progress)
 
 
 def _data_files(config: TrainConfig) -> list[str]:
