@@ -107,6 +107,22 @@ def test_an_encoders_own_weights_are_carried_along(tmp_path: Path) -> None:
         again(**batch)
 
 
+def test_generation_settings_of_the_bases_own(saved: Path, tmp_path: Path) -> None:
+    """As real bases have them: not derived from the model's configuration."""
+    file = saved / "generation_config.json"
+    file.write_text(json.dumps({"pad_token_id": 0, "do_sample": True, "top_k": 7}))
+    model, _ = load(saved)
+    assert model.generation_config.top_k == 7
+    assert not hasattr(model.generation_config, "registry")
+    model.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / file.name).read_text())["top_k"] == 7
+    file.write_text("{")
+    with pytest.raises(FormatError, match=r"generation_config\.json cannot be read"):
+        load(saved)
+    file.unlink()
+    assert load(saved).model.generation_config.pad_token_id == 0
+
+
 def drop(*path: str) -> Any:
     def change(data: Any) -> None:
         for key in path[:-1]:

@@ -1,14 +1,18 @@
 """Training configurations and chats: what they mean, and what is said about wrong ones."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
+import typer
 import yaml
 
 from modalloy.base import resolve_base
+from modalloy.cli.train import command
 from modalloy.composition.modeling import IGNORED
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import FormatError, ModalloyError, SpecError, UnsafePathError
@@ -285,3 +289,51 @@ def test_the_household_recipes_are_valid(file: Path) -> None:
     assert isinstance(config, TrainConfig)
     assert config.name == f"{config.modality}-smollm2-{config.strategy}"
     assert file.stem == f"{config.modality}-{config.strategy}"
+
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+PLAIN = (str, int, float, bool, type(None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "heading"),
+    [
+        (TrainConfig, "## Configuration"),
+        (LoraConfig, "`lora`:"),
+        (StageConfig, "`connector_stage` and"),
+    ],
+)
+def test_every_key_is_in_the_guide_with_its_default(kind: Any, heading: str) -> None:
+    section = GUIDE.partition(f"\n{heading}")[2].partition("\n| key |")[2].partition("\n\n")[0]
+    rows = [row.split("|") for row in section.splitlines()[2:]]
+    told = {row[1].strip(" `"): row[2].strip(" `") for row in rows}
+    fields = attrs.fields_dict(kind)
+    assert list(told) == list(fields)
+    for name, field in fields.items():
+        default = field.default
+        if field.default is attrs.NOTHING:
+            assert told[name] == "", name
+        elif isinstance(default, bool):
+            assert told[name] == str(default).lower(), name
+        elif isinstance(default, PLAIN) and default is not None:
+            assert told[name] == str(default), name
+
+
+def test_the_guides_examples_are_valid(processor: ModalloyProcessor, data: Path) -> None:
+    blocks = dict(re.findall(r"```(yaml|json)\n(.*?)```", GUIDE, re.DOTALL))
+    (data / "train.yml").write_text(blocks["yaml"], encoding="utf-8")
+    assert read_config(data / "train.yml").tuning_stage.steps == 150
+    (data / "media" / "cat.png").write_text("0.5", encoding="utf-8")
+    line = json.dumps(json.loads(blocks["json"]))
+    example = ChatDataset([write_chats(data / "one.jsonl", [line])], processor)[0]
+    assert learnt(example, processor) == "It is a cat.<|im_end|>"
+
+
+def test_the_command_line_is_told_whole() -> None:
+    from typer.main import get_command
+
+    app = typer.Typer(add_completion=False)
+    app.command()(command)
+    options = {name for p in get_command(app).params for name in p.opts if name.startswith("--")}
+    assert {name for name in options if f"`{name}`" not in GUIDE} <= {"--data", "--help"}
+    assert "modalloy train CONFIG OUTPUT --data DIR" in GUIDE

@@ -12,7 +12,8 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from modalloy.base import Base
 from modalloy.checkpoints.safe_index import safe_index
@@ -135,6 +136,8 @@ def read_directory(
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, and refused below
+            # Left to itself, transformers would make the registry a generation setting.
+            generation_config=_read_generation_config(path, config),
         )
     except SafetensorError as error:
         raise FormatError(
@@ -157,6 +160,17 @@ def read_directory(
     model.provenance = read_provenance(path)
     processor = ModalloyProcessor.from_pretrained(path)
     return model.eval(), processor.bind(registry)
+
+
+def _read_generation_config(path: Path, config: ModalloyConfig) -> GenerationConfig:
+    if not (path / GENERATION_CONFIG_NAME).is_file():
+        return GenerationConfig.from_model_config(config)
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except (OSError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{path / GENERATION_CONFIG_NAME} cannot be read: {error}", path=path
+        ) from error
 
 
 def read_provenance(directory: Path) -> dict[str, Any]:
