@@ -252,3 +252,22 @@ def test_random_layouts_agree_with_the_oracle(base: Path, parents: dict[str, Pat
         goal = expected(base, model, batch, parents, rows)
         kept = batch["attention_mask"].bool()
         torch.testing.assert_close(logits(model, batch)[kept], goal[kept], **CLOSE)
+
+
+def test_long_answers_are_decoded_on_folded_weights(base: Path, parents: dict[str, Path]) -> None:
+    model, processor = compose(base, list(parents.values()))
+    batch = processor.apply_chat_template([SEE], add_generation_prompt=True)
+    options = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    folded = model.generate(**batch, **options)
+    assert model.router.runs_folded
+    layer = model.language_model.get_submodule("model.layers.0.self_attn.q_proj")
+    assert layer.folded is not None
+    other = processor.apply_chat_template([HEAR], add_generation_prompt=True)
+    model.generate(**other, max_new_tokens=2, do_sample=False)
+    assert layer.folded is None, "another prompt has other coefficients"
+    model.folding.limit = 0
+    plain = model.generate(**batch, **options)
+    assert layer.folded is None
+    assert torch.equal(folded.sequences, plain.sequences)
+    torch.testing.assert_close(torch.stack(folded.logits), torch.stack(plain.logits), **CLOSE)

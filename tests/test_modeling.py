@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 import modalloy
 from modalloy.composition.layers import StreamLinear
-from modalloy.composition.modeling import IGNORED
+from modalloy.composition.loss import IGNORED
 from modalloy.errors import InputError, MissingComponentError, ModalloyError
 from tiny import tiny_base
 from toy import ask, toy_parent, toy_registry
@@ -193,20 +193,6 @@ def test_the_language_model_on_its_own_is_refused(places: dict[str, Path]) -> No
             model.language_model(input_ids=ids)
         with torch.no_grad():
             model(input_ids=ids)
-
-
-def test_folding_after_long_answers_changes_no_choice(places: dict[str, Path]) -> None:
-    model, processor = made(places)
-    batch = processor.apply_chat_template([SEE, SEE])
-    options = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
-    folded = model.generate(**batch, **options)
-    layers = [m for m in model.modules() if isinstance(m, StreamLinear)]
-    assert all(layer.folded is not None for layer in layers if layer.text_layout)
-    model.fold_limit = 0
-    other = processor.apply_chat_template([BOTH])
-    model.generate(**other, **options)
-    assert all(layer.folded is None for layer in layers)
-    assert torch.equal(model.generate(**batch, **options), folded)
 
 
 def test_without_the_plugin_it_runs_on_embeddings(places: dict[str, Path], tmp_path: Path) -> None:

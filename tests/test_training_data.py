@@ -13,7 +13,7 @@ import yaml
 
 from modalloy.base import resolve_base
 from modalloy.cli.train import command
-from modalloy.composition.modeling import IGNORED
+from modalloy.composition.loss import IGNORED
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import FormatError, ModalloyError, SpecError, UnsafePathError
 from modalloy.parent import ComponentConfig

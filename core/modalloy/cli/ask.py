@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from modalloy.cli.output import print_json, print_line
+from modalloy.cli.output import hush_transformers, print_json, print_line
 from modalloy.errors import nearest
 
 MEDIA = "modalloy.media"
@@ -87,6 +87,7 @@ def ask(
     """Ask a composition a question about pictures, sounds, or whatever it takes in."""
     from modalloy.composition.compose import load
 
+    hush_transformers()
     started = time.perf_counter()
     composition = load(model, dtype=dtype)
     loaded = time.perf_counter()

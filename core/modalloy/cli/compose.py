@@ -9,7 +9,13 @@ from typing import Annotated, Any
 import typer
 from safetensors import SafetensorError
 
-from modalloy.cli.output import print_json, print_line, print_table
+from modalloy.cli.output import (
+    hush_transformers,
+    print_json,
+    print_line,
+    print_note,
+    print_table,
+)
 from modalloy.errors import FormatError, SpecError
 
 
@@ -41,6 +47,7 @@ def command(
     spec = parse_coefficients(coefficients)
     from modalloy.composition.compose import compose
 
+    hush_transformers()
     started = time.perf_counter()
     model, processor = compose(
         base,
@@ -49,6 +56,7 @@ def command(
         method=method,
         coefficients=spec,
         dtype=dtype,
+        progress=print_note,
     )
     save(model, processor, out)
     seconds = time.perf_counter() - started

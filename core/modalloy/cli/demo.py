@@ -7,7 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from modalloy.cli.output import print_json, print_line, print_table
+from modalloy.cli.output import (
+    hush_transformers,
+    print_json,
+    print_line,
+    print_note,
+    print_table,
+)
 
 BUNDLE = Path(__file__).parents[1] / "demo"
 """Pictures and sounds, and ``demo.json`` with what is asked about them."""
@@ -28,8 +34,9 @@ def command(
         print_table("Found", ("modality", "parent", "strategy", "base"), parents)
     from modalloy.composition.compose import compose
 
+    hush_transformers()
     started = time.perf_counter()
-    model, processor = compose(registry=registry)
+    model, processor = compose(registry=registry, progress=print_note)
     composed = time.perf_counter() - started
     names = ", ".join(model.config.modalities)
     if not as_json:

@@ -42,6 +42,19 @@ def print_line(text: str = "") -> None:
     sys.stdout.write(f"{text}\n")
 
 
+def print_note(text: str) -> None:
+    """Write a line about what is going on to standard error."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def hush_transformers() -> None:
+    """Keep transformers' own bars off the terminal: what they count means nothing to a user."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def print_error(text: str, label: str = "error") -> None:
     """Write ``error: ...`` (or another label) to standard error, on one line."""
     sys.stderr.write(f"{label}: {' '.join(text.splitlines())}\n")

@@ -1,6 +1,6 @@
 """Composing: choose parents, check them against the base, put everything together."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ def compose(
     coefficients: Spec | None = None,
     dtype: str | torch.dtype = "auto",
     registry: Registry | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Composition:
     """Compose the installed modalities, or those named, over one base.
 
@@ -58,6 +59,7 @@ def compose(
             by frozenset of the modalities present.
         dtype: Of weights and arithmetic; ``"auto"`` takes the base's.
         registry: Supplies plugins; what is installed if left out.
+        progress: Called with a line of text before something slow.
 
     Returns:
         The model, in evaluation mode, and its processor.
@@ -71,7 +73,7 @@ def compose(
     check_dtype(dtype)
     registry = registry or Registry.discover()
     kind = registry.merge_method(method)
-    opened = resolve_base(base)
+    opened = resolve_base(base, progress=progress)
     chosen = choose_parents(registry, opened, kind, modalities, parents)
     tokenizer = opened.tokenizer()
     tokenizer.padding_side = "left"

@@ -32,7 +32,8 @@ class StreamLinear(nn.Linear):
         modality_B: ``(O, R_m)`` by modality.
         modality_scale: Scale by modality.
         router: Shared by all layers of the model.
-        folded: ``(O, I)``, weight and text deltas as one, for decoding; see :func:`fold_text`.
+        folded: ``(O, I)``, weight and text deltas as one, for decoding; see
+            :mod:`modalloy.composition.folding`.
     """
 
     def __init__(
@@ -215,43 +216,6 @@ def expand_patterns(
 def _star(name: str) -> str:
     """Return a module's name with ``*`` in place of its layer number."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
-@torch.no_grad()
-def fold_text(model: nn.Module, routing: Routing) -> None:
-    """Add the text deltas to a copy of each weight, at the coefficients of ``routing``.
-
-    Decoded tokens are text, all with the coefficients of their prompt: on folded weights they
-    cost what the base's cost. The sum is formed in float32 and rounded once.
-
-    Args:
-        model: The language model, with stream-aware layers.
-        routing: Of a pass whose rows have the same coefficients.
-    """
-    for layer in model.modules():
-        if not isinstance(layer, StreamLinear):
-            continue
-        factors = routing.text_factors(layer.text_layout)
-        if factors is None or layer.text_A is None or layer.text_B is None:
-            layer.folded = None
-            continue
-        start, stop, scale = factors
-        b = layer.text_B[:, start:stop].float() * scale
-        sum_ = torch.addmm(layer.weight.float(), b, layer.text_A[start:stop].float())
-        layer.folded = sum_.to(layer.weight.dtype)
-
-
-def unfold_text(model: nn.Module) -> None:
-    """Free what :func:`fold_text` made."""
-    for layer in model.modules():
-        if isinstance(layer, StreamLinear):
-            layer.folded = None
-
-
-def folded_bytes(model: nn.Module) -> int:
-    """Return the memory that :func:`fold_text` would take."""
-    layers = (m for m in model.modules() if isinstance(m, StreamLinear) and m.text_layout)
-    return sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
 
 
 def fill_streams(

@@ -5,50 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from modalloy.composition.configuration import ModalloyConfig
+from modalloy.composition.connecting import build_connector
 from modalloy.composition.encoders import EncoderStore
-from modalloy.composition.layers import fold_text, folded_bytes, insert_streams, unfold_text
+from modalloy.composition.folding import Folding
+from modalloy.composition.layers import insert_streams
+from modalloy.composition.loss import labelled_columns, labelled_loss
 from modalloy.composition.streams import check_types, route
 from modalloy.errors import InputError
-from modalloy.modality import TEXT_TYPE_ID, resolve
+from modalloy.modality import TEXT_TYPE_ID
 from modalloy.registry import Registry
-
-IGNORED = -100
-"""Label of positions that do not count in the loss."""
-
-FOLD_AFTER = 16
-"""Tokens decoded with the same coefficients before the weights are folded for them."""
-
-FOLD_LIMIT = 2**30
-"""Bytes that folded copies of weights may take unless a model's ``fold_limit`` says otherwise."""
-
-
-class ModalityConnector(nn.Module):
-    """A connector with its learned embeddings before and after the features.
-
-    Attributes:
-        projection: The connector, ``(N, K, F)`` to ``(N, K', D)``.
-        prefix: ``(P, D)``, or ``None``.
-        suffix: ``(S, D)``, or ``None``.
-    """
-
-    def __init__(self, projection: nn.Module, hidden: int, prefix: int, suffix: int) -> None:
-        super().__init__()
-        self.projection = projection
-        self.prefix = nn.Parameter(torch.zeros(prefix, hidden)) if prefix else None
-        self.suffix = nn.Parameter(torch.zeros(suffix, hidden)) if suffix else None
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map ``(N, K, F)`` to ``(N, P + K' + S, D)``."""
-        body = self.projection(features)
-        count = body.shape[0]
-        ends = [None if e is None else e.expand(count, -1, -1) for e in (self.prefix, self.suffix)]
-        return torch.cat([part for part in (ends[0], body, ends[1]) if part is not None], dim=1)
 
 
 class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -59,11 +29,11 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     Attributes:
         language_model: The base as transformers opened it, with stream-aware layers.
-        connectors: :class:`ModalityConnector` by modality.
+        connectors: :class:`~modalloy.composition.connecting.ModalityConnector` by modality.
         router: What the stream-aware layers share.
         encoders: Opens and keeps the encoders.
         provenance: What ``modalloy.json`` holds.
-        fold_limit: Most bytes that folded copies of weights may take; 0 never folds.
+        folding: When decoding runs on folded weights; its ``limit`` bounds their memory.
     """
 
     config: ModalloyConfig
@@ -92,14 +62,12 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         hidden = int(config.get_text_config().hidden_size)
         self.connectors = nn.ModuleDict(
             {
-                name: _build_connector(entry, self.encoders.features(name), hidden, registry)
+                name: build_connector(entry, self.encoders.features(name), hidden, registry)
                 for name, entry in config.modalities.items()
             }
         )
         self.provenance: dict[str, Any] = {}
-        self.fold_limit = FOLD_LIMIT
-        self._decoded_row: tuple[float, ...] | None = None
-        self._decoded = 0
+        self.folding = Folding(self.language_model)
         self.type_ids = {n: entry["token_type_id"] for n, entry in config.modalities.items()}
         self.coefficients = config.read_coefficients()
         self.post_init()
@@ -244,7 +212,8 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 left out, read off the placeholders in ``input_ids`` (all text with embeddings).
                 In cached decoding, coefficients by presence need it over the whole prompt.
             past_key_values: Cache of an earlier pass.
-            labels: ``(B, T)`` int64, :data:`IGNORED` where a token does not count.
+            labels: ``(B, T)`` int64, :data:`~modalloy.composition.loss.IGNORED` where a token
+                does not count.
             logits_to_keep: As in transformers; 0 keeps all.
             **kwargs: ``<modality>_<tensor>`` inputs; the rest goes to the base.
 
@@ -276,9 +245,9 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.coefficients,
             decoupled=self.config.decoupled,
         )
-        self._fold_where_it_pays(cached)
+        self.folding.before_pass(self.router, cached=cached, training=self.training)
         items = kwargs.pop("num_items_in_batch", None)
-        columns = None if labels is None else _labelled_columns(labels)
+        columns = None if labels is None else labelled_columns(labels)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -289,27 +258,8 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not (self.language_model.training and torch.is_grad_enabled()):
             self.router.clear()  # no layer will be recomputed in a backward pass
         if labels is not None and columns is not None:
-            outputs.loss = _loss(outputs.logits, labels[:, columns + 1], items)
+            outputs.loss = labelled_loss(outputs.logits, labels[:, columns + 1], items)
         return outputs
-
-    def _fold_where_it_pays(self, cached: int) -> None:
-        """Decode on folded weights once enough tokens were decoded with the same coefficients."""
-        routing = self.router.routing
-        self.router.runs_folded = False
-        if self.training and self._decoded_row is not None:
-            self._decoded_row = None  # what is folded is about to change
-            unfold_text(self.language_model)
-        alike = len(routing.coefficients) == 1 and routing.order is None
-        if not cached or self.training or not alike:
-            return
-        row = tuple(routing.coefficients[0].tolist())
-        if row != self._decoded_row:
-            self._decoded_row, self._decoded = row, 0
-            unfold_text(self.language_model)
-        self._decoded += 1
-        if self._decoded == FOLD_AFTER and folded_bytes(self.language_model) <= self.fold_limit:
-            fold_text(self.language_model, routing)
-        self.router.runs_folded = True
 
     def _media_prefixes(self) -> tuple[str, ...]:
         return tuple(f"{name}_" for name in self.connectors)
@@ -374,32 +324,3 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         super().save_pretrained(save_directory, *args, **kwargs)
         write_extras(self, Path(save_directory))
-
-
-def _build_connector(
-    entry: Mapping[str, Any], features: int, hidden: int, registry: Registry
-) -> ModalityConnector:
-    connector = entry["connector"]
-    kind = registry.connector(connector["type"])
-    projection = resolve(kind.build)(connector["config"], features, hidden)
-    return ModalityConnector(projection, hidden, entry["prefix_tokens"], entry["suffix_tokens"])
-
-
-def _labelled_columns(labels: torch.Tensor) -> torch.Tensor:
-    """Return the columns whose next token some row has a label for: the head runs on those."""
-    return (labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
-
-
-def _loss(logits: torch.Tensor, targets: torch.Tensor, items: Any) -> torch.Tensor:
-    """Return the cross-entropy over labelled positions, in float32.
-
-    Args:
-        logits: ``(B, C, V)``.
-        targets: ``(B, C)``.
-        items: Labelled tokens of the whole (accumulated, distributed) batch, or ``None`` for the
-            mean over this one.
-    """
-    flat, goal = logits.float().flatten(0, 1), targets.flatten().to(logits.device)
-    if items is None:
-        return F.cross_entropy(flat, goal, ignore_index=IGNORED)
-    return F.cross_entropy(flat, goal, ignore_index=IGNORED, reduction="sum") / items

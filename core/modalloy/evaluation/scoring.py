@@ -9,7 +9,8 @@ import attrs
 import torch
 import torch.nn.functional as F
 
-from modalloy.composition.modeling import IGNORED, ModalloyForConditionalGeneration
+from modalloy.composition.loss import IGNORED
+from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import FormatError
 from modalloy.structured import structure

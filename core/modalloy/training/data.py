@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from modalloy.composition.content import flatten_message
-from modalloy.composition.modeling import IGNORED
+from modalloy.composition.loss import IGNORED
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import FormatError, InputError, UnsafePathError
 from modalloy.training.features import FeatureCache

@@ -1,0 +1,96 @@
+"""Folding: decoding on weights that already hold the text deltas, at the base's cost.
+
+Decoded tokens are text, all with the coefficients of their prompt, so their layers can be one
+matrix each. Prompts cannot run on folded weights, since their modality tokens need the base's.
+"""
+
+import torch
+from torch import nn
+
+from modalloy.composition.layers import StreamLinear
+from modalloy.composition.streams import Routing, StreamRouter
+
+FOLD_AFTER = 16
+"""Tokens decoded with the same coefficients before the weights are folded for them."""
+
+FOLD_LIMIT = 2**30
+"""Bytes that folded copies of weights may take unless a model's own limit says otherwise."""
+
+
+class Folding:
+    """Decides before each pass whether it runs on folded weights, and folds them when it pays.
+
+    Args:
+        language_model: With stream-aware layers.
+
+    Attributes:
+        limit: Most bytes that the folded copies may take; 0 never folds.
+    """
+
+    def __init__(self, language_model: nn.Module) -> None:
+        self._model = language_model
+        self._row: tuple[float, ...] | None = None
+        self._decoded = 0
+        self.limit = FOLD_LIMIT
+
+    def before_pass(self, router: StreamRouter, *, cached: int, training: bool) -> None:
+        """Set ``router.runs_folded`` for the pass that is about to run.
+
+        Args:
+            router: With the pass's routing.
+            cached: Tokens in the cache; none means that the pass is a prompt.
+            training: Whether the deltas are being trained.
+        """
+        routing = router.routing
+        router.runs_folded = False
+        if training and self._row is not None:
+            self._row = None  # what is folded is about to change
+            unfold_text(self._model)
+        alike = len(routing.coefficients) == 1 and routing.order is None
+        if not cached or training or not alike:
+            return
+        row = tuple(routing.coefficients[0].tolist())
+        if row != self._row:
+            self._row, self._decoded = row, 0
+            unfold_text(self._model)
+        self._decoded += 1
+        if self._decoded == FOLD_AFTER and folded_bytes(self._model) <= self.limit:
+            fold_text(self._model, routing)
+        router.runs_folded = True
+
+
+@torch.no_grad()
+def fold_text(model: nn.Module, routing: Routing) -> None:
+    """Add the text deltas to a copy of each weight, at the coefficients of ``routing``.
+
+    Decoded tokens are text, all with the coefficients of their prompt: on folded weights they
+    cost what the base's cost. The sum is formed in float32 and rounded once.
+
+    Args:
+        model: The language model, with stream-aware layers.
+        routing: Of a pass whose rows have the same coefficients.
+    """
+    for layer in model.modules():
+        if not isinstance(layer, StreamLinear):
+            continue
+        factors = routing.text_factors(layer.text_layout)
+        if factors is None or layer.text_A is None or layer.text_B is None:
+            layer.folded = None
+            continue
+        start, stop, scale = factors
+        b = layer.text_B[:, start:stop].float() * scale
+        sum_ = torch.addmm(layer.weight.float(), b, layer.text_A[start:stop].float())
+        layer.folded = sum_.to(layer.weight.dtype)
+
+
+def unfold_text(model: nn.Module) -> None:
+    """Free what :func:`fold_text` made."""
+    for layer in model.modules():
+        if isinstance(layer, StreamLinear):
+            layer.folded = None
+
+
+def folded_bytes(model: nn.Module) -> int:
+    """Return the memory that :func:`fold_text` would take."""
+    layers = (m for m in model.modules() if isinstance(m, StreamLinear) and m.text_layout)
+    return sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
