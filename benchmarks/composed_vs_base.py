@@ -9,6 +9,7 @@ The simple rule is what one gets from hooking adapters on: for each layer and ea
 """
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -21,10 +22,14 @@ import torch
 import modalloy
 from modalloy.base import resolve_base
 from modalloy.cli.output import print_line, print_table
+from modalloy.composition.folding import FOLD_AFTER, FOLD_LIMIT, Folding, unfold_text
 from modalloy.composition.layers import StreamLinear
 
 SHAPES = (("1 x 64", 1, 64), ("1 x 512", 1, 512), ("8 x 64", 8, 64))
 """Batches: name, rows, tokens."""
+
+KINDS = ("base", "composed", "composed, unfolded", "simple rule")
+"""What is timed; decoding runs on folded weights after the first tokens, unless unfolded."""
 
 
 class SimpleRule:
@@ -103,7 +108,7 @@ def measure(
 
     def prefill(kind: str) -> Any:
         simple.prepare(composed, types)
-        if kind == "composed":
+        if kind.startswith("composed"):
             return composed(inputs_embeds=embeds, mm_token_type_ids=types, logits_to_keep=1)
         model = simple.model if kind == "simple rule" else base
         return model(inputs_embeds=embeds, logits_to_keep=1)
@@ -113,7 +118,7 @@ def measure(
         simple.masks = {key: mask[:, :1].clone() for key, mask in simple.masks.items()}
         history = types
         for _ in range(steps):
-            if kind == "composed":
+            if kind.startswith("composed"):
                 history = torch.cat([history, zero], dim=1)
                 composed(input_ids=zero, past_key_values=cache, mm_token_type_ids=history)
             else:
@@ -122,9 +127,15 @@ def measure(
 
     times: dict[str, dict[str, list[float]]] = {"prefill": {}, "decode": {}}
     for turn in range(rounds + 1):
-        for kind in ("base", "composed", "simple rule"):
+        for kind in KINDS:
+            if kind.startswith("composed"):
+                unfold_text(composed.language_model)
+                composed.folding = Folding(composed.language_model)
+                composed.folding.limit = FOLD_LIMIT if kind == "composed" else 0
             seconds = timed(lambda kind=kind: prefill(kind))  # type: ignore[misc]
             cache = prefill(kind).past_key_values
+            if kind == "composed":
+                decode(kind, copy.deepcopy(cache))  # tokens until the weights are folded
             token = timed(lambda kind=kind, cache=cache: decode(kind, cache))  # type: ignore[misc]
             if turn:  # the first round warms up
                 times["prefill"].setdefault(kind, []).append(seconds)
@@ -157,7 +168,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=16, help="decoded tokens per round")
+    parser.add_argument("--steps", type=int, default=FOLD_AFTER, help="tokens decoded per round")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

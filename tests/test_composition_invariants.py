@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import modalloy
+from modalloy.composition.layers import StreamLinear
 from modalloy.deltas.lowrank import LowRankDelta, read_adapter
 from modalloy.errors import InputError
 from tiny import FAMILIES, tiny_base
@@ -125,7 +126,10 @@ def test_text_alone_is_the_base_to_the_bit(base: Path, parents: dict[str, Path])
     assert torch.equal(logits(model, batch), goal)
 
 
-def test_rows_of_a_batch_take_their_own_coefficients(base: Path, parents: dict[str, Path]) -> None:
+@pytest.mark.parametrize("stacked", [True, False])
+def test_rows_of_a_batch_take_their_own_coefficients(
+    base: Path, parents: dict[str, Path], *, stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, processor = compose(
         base,
         list(parents.values()),
@@ -133,6 +137,7 @@ def test_rows_of_a_batch_take_their_own_coefficients(base: Path, parents: dict[s
     )
     batch = processor.apply_chat_template([SEE, HEAR, BOTH, TEXT], add_generation_prompt=True)
     assert (batch["attention_mask"] == 0).any(), "the rows should differ in length"
+    monkeypatch.setattr(StreamLinear, "_stacking_pays", lambda *_: stacked)
     rows = [
         {"sight": 1.0, "sound": 0.0},
         {"sight": 0.0, "sound": 1.0},
@@ -241,7 +246,11 @@ def test_presence_needs_the_whole_prompt_in_cached_decoding(
             model(input_ids=torch.tensor([[5]]), past_key_values=copy.deepcopy(cache))
 
 
-def test_random_layouts_agree_with_the_oracle(base: Path, parents: dict[str, Path]) -> None:
+@pytest.mark.parametrize("stacked", [True, False])
+def test_random_layouts_agree_with_the_oracle(
+    base: Path, parents: dict[str, Path], *, stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StreamLinear, "_stacking_pays", lambda *_: stacked)
     model, processor = compose(base, list(parents.values()), coefficients="uniform")
     draw = random.Random(0)  # noqa: S311  # layouts, not secrets
     kinds = [("image", [0.4]), ("audio", [1.1]), "word ", "some longer words "]

@@ -46,7 +46,7 @@ class Folding:
         if training and self._row is not None:
             self._row = None  # what is folded is about to change
             unfold_text(self._model)
-        alike = len(routing.coefficients) == 1 and routing.order is None
+        alike = len(routing.coefficients) == 1 and routing.all_text
         if not cached or training or not alike:
             return
         row = tuple(routing.coefficients[0].tolist())

@@ -1,9 +1,12 @@
 """Streams: which weights each token of a batch runs on, worked out once per forward pass.
 
-The text stream is type 0 of ``mm_token_type_ids``; each modality has a type of its own. Tokens are
-sorted by stream once per pass: a layer then works on contiguous rows, multiplies each stream by
-its own thin factors, and puts the rows back in order. Its work follows the number of tokens of
-each stream and not tokens times modalities.
+The text stream is type 0 of ``mm_token_type_ids``; each modality has a type of its own. A layer
+reads a pass in one of two ways, whichever costs it less:
+
+* *stacked*: all factors at work side by side, two thin products over all tokens, and a factor per
+  token and rank that is 0 for the ranks of other streams;
+* *by stream*: tokens sorted by stream once per pass, each stream's contiguous rows through its own
+  factors, so that the work follows the tokens of each stream whatever the number of modalities.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,31 +21,62 @@ from modalloy.errors import InputError, ModalloyError
 StackLayout = tuple[tuple[int, int, float], ...]
 """How a layer's text deltas are stacked along R: (index of the modality, rank, scale) each."""
 
+OwnLayout = tuple[tuple[str, int, float], ...]
+"""A layer's modality deltas: (name of the modality, rank, scale) each, sorted by name."""
+
+
+@attrs.frozen(eq=False)
+class Stack:
+    """The factors of a layer that are at work in a pass, side by side.
+
+    Attributes:
+        start: First rank of the text stack that is at work.
+        stop: The rank after the last one.
+        names: Modalities whose own deltas follow, in this order.
+        factors: What each token's low-rank activations are multiplied by, ``(B*T, R)``, or
+            ``(1, R)`` where all tokens have the same; float32.
+    """
+
+    start: int
+    stop: int
+    names: tuple[str, ...]
+    factors: torch.Tensor
+
 
 @attrs.define(eq=False)
 class Routing:
     """The streams of one forward pass over B rows of T tokens.
 
     Attributes:
-        tokens: B * T.
-        order: ``(B*T,)`` int64: flat positions sorted by stream, text first; ``None`` where all
-            tokens are on the text stream.
-        inverse: ``(B*T,)`` int64: where each flat position went.
-        streams: ``(name, start, stop)`` in sorted order; the text stream is named ``""``.
-        text_rows: Row of each text token ``(n,)`` int64; ``None`` where all rows have the same
+        types: ``(B*T,)`` token types; all 0 where every token is on the text stream.
+        rows: Row of each token ``(B*T,)`` int64; ``None`` where all rows have the same
             coefficients.
+        streams: ``(name, start, stop)`` once tokens are sorted by type; the text stream is named
+            ``""`` and comes first, though it may be empty.
+        type_ids: Type by modality.
         coefficients: ``(B, M)`` float32, or ``(1, M)`` where all rows have the same.
     """
 
-    tokens: int
-    order: torch.Tensor | None
-    inverse: torch.Tensor | None
+    types: torch.Tensor
+    rows: torch.Tensor | None
     streams: Sequence[tuple[str, int, int]]
-    text_rows: torch.Tensor | None
+    type_ids: Mapping[str, int]
     coefficients: torch.Tensor
     _factors: dict[StackLayout, tuple[int, int, torch.Tensor] | None] = attrs.Factory(dict)
+    _stacks: dict[tuple[StackLayout, OwnLayout], Stack | None] = attrs.Factory(dict)
+    _order: tuple[torch.Tensor, torch.Tensor] | None = None
     _input: torch.Tensor | None = None
     _sorted: torch.Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """B * T."""
+        return self.types.shape[0]
+
+    @property
+    def all_text(self) -> bool:
+        """Whether every token is on the text stream."""
+        return len(self.streams) == 1
 
     def text_factors(self, layout: StackLayout) -> tuple[int, int, torch.Tensor] | None:
         """Return which ranks of a stack are at work, and the factor of each.
@@ -73,6 +107,56 @@ class Routing:
         factors = torch.cat(columns, dim=1)
         return start, start + factors.shape[1], factors
 
+    def stack(self, text: StackLayout, own: OwnLayout) -> Stack | None:
+        """Return what of a layer is at work, stacked; ``None`` where the layer is the base's.
+
+        Args:
+            text: Layout of the layer's text deltas.
+            own: Layout of its modality deltas.
+        """
+        key = (text, own)
+        if key not in self._stacks:
+            self._stacks[key] = self._make_stack(text, own)
+        return self._stacks[key]
+
+    def _make_stack(self, text: StackLayout, own: OwnLayout) -> Stack | None:
+        start = stop = 0
+        columns: list[torch.Tensor] = []
+        found = self.text_factors(text)
+        if found is not None:
+            start, stop, factors = found
+            factors = factors if self.rows is None else factors[self.rows]
+            columns = [factors if self.all_text else factors * (self.types == 0)[:, None]]
+        present = {name for name, _, _ in self.streams}
+        working = [(name, rank, scale) for name, rank, scale in own if name in present]
+        for name, rank, scale in working:
+            here = (self.types == self.type_ids[name])[:, None].float() * scale
+            columns.append(here.expand(-1, rank))
+        if not columns:
+            return None
+        names = tuple(name for name, _, _ in working)
+        return Stack(start, stop, names, torch.cat(columns, dim=1))
+
+    def waste(self, text: StackLayout, own: OwnLayout) -> int:
+        """Return how many token-ranks the stacked way multiplies by 0."""
+        found = self.text_factors(text)
+        ranks = {name: rank for name, rank, _ in own} | {"": found[1] - found[0] if found else 0}
+        working = sum(ranks.get(name, 0) for name, _, _ in self.streams)
+        needed = sum((b - a) * ranks.get(name, 0) for name, a, b in self.streams)
+        return self.tokens * working - needed
+
+    def sorted_text_rows(self) -> torch.Tensor | None:
+        """Return the row of each text token in sorted order, where it matters."""
+        return None if self.rows is None else self.rows[self.order[0][: self.streams[0][2]]]
+
+    @property
+    def order(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions sorted by type, and where each position went; ``(B*T,)`` int64 each."""
+        if self._order is None:
+            order = self.types.argsort(stable=True)
+            self._order = order, order.argsort()
+        return self._order
+
     def sort(self, x: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
         """Return the rows of ``flat (B*T, I)``, which is ``x`` flattened, by stream.
 
@@ -81,12 +165,13 @@ class Routing:
         """
         if self._sorted is None or self._input is not x:
             self._input = x
-            self._sorted = _Permutation.apply(flat, self.order, self.inverse)
+            self._sorted = _Permutation.apply(flat, *self.order)
         return self._sorted
 
     def unsort(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows ``(B*T, O)`` that are sorted by stream in the order of the batch."""
-        return _Permutation.apply(rows, self.inverse, self.order)
+        order, inverse = self.order
+        return _Permutation.apply(rows, inverse, order)
 
 
 class _Permutation(torch.autograd.Function):
@@ -122,20 +207,13 @@ def route(
         decoupled: Whether modality tokens leave the text stream.
     """
     batch, length = types.shape
-    flat = types.reshape(-1)
-    order = inverse = None
-    streams = [("", 0, batch * length)]
-    if decoupled and bool(flat.any()):
-        order = flat.argsort(stable=True)
-        inverse = order.argsort()
-        streams = _boundaries(flat, type_ids)
+    flat = types.reshape(-1) if decoupled else torch.zeros_like(types).reshape(-1)
     table = _coefficient_rows(present, tuple(type_ids), coefficients)
-    text_rows = None
+    rows = None
     if len(table) > 1:
-        positions = torch.arange(batch * length, device=types.device) if order is None else order
-        text_rows = torch.div(positions[: streams[0][2]], length, rounding_mode="floor")
+        rows = torch.arange(batch, device=types.device).repeat_interleave(length)
     values = torch.tensor(table, dtype=torch.float32, device=types.device)
-    return Routing(batch * length, order, inverse, streams, text_rows, values)
+    return Routing(flat, rows, _boundaries(flat, type_ids), type_ids, values)
 
 
 def _boundaries(flat: torch.Tensor, type_ids: Mapping[str, int]) -> list[tuple[str, int, int]]:
