@@ -98,6 +98,13 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def settle(composed: Any, *, fold: bool) -> None:
+    """Forget folded weights, and allow or forbid to fold them again."""
+    unfold_text(composed.language_model)
+    composed.folding = Folding(composed.language_model)
+    composed.folding.limit = FOLD_LIMIT if fold else 0
+
+
 @torch.no_grad()
 def measure(
     composed: Any, base: Any, simple: SimpleRule, rows: int, tokens: int, steps: int, rounds: int
@@ -128,10 +135,7 @@ def measure(
     times: dict[str, dict[str, list[float]]] = {"prefill": {}, "decode": {}}
     for turn in range(rounds + 1):
         for kind in KINDS:
-            if kind.startswith("composed"):
-                unfold_text(composed.language_model)
-                composed.folding = Folding(composed.language_model)
-                composed.folding.limit = FOLD_LIMIT if kind == "composed" else 0
+            settle(composed, fold=kind == "composed")
             seconds = timed(lambda kind=kind: prefill(kind))  # type: ignore[misc]
             cache = prefill(kind).past_key_values
             if kind == "composed":
