@@ -49,7 +49,13 @@ def command(
         "Asked",
         ("inputs", "question", "truth", "answer", "s"),
         [
-            (" + ".join(a["inputs"]), a["question"], a["truth"], a["answer"], f"{a['seconds']:.1f}")
+            (
+                " + ".join(a["inputs"]) or "text alone",
+                a["question"],
+                a["truth"],
+                a["answer"],
+                f"{a['seconds']:.1f}",
+            )
             for a in answers
         ],
     )
