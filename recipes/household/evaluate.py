@@ -7,12 +7,14 @@ Run ``python -m recipes.household.evaluate --work DIR [--json FILE]`` after buil
 import argparse
 import json
 import math
+import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 
 import modalloy
@@ -28,6 +30,7 @@ SETS = (
     "vision+audio",
     "vision+audio-noisy",
 )
+MODALITIES = ("vision", "audio")
 BUNDLED = Path(__file__).parents[2] / "tests" / "data" / "household"
 
 
@@ -77,6 +80,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="directory that build.py wrote")
     parser.add_argument("--bundled", action="store_true", help="the repository's own questions")
     parser.add_argument("--split", default="test", choices=["test", "val"])
+    parser.add_argument("--conflicts", action="store_true", help="two inputs, one is asked about")
     parser.add_argument("--limit", type=int, help="questions per set")
     parser.add_argument("--only", action="append", help="measure this model only (repeatable)")
     parser.add_argument("--parent", action="append", default=[], metavar="NAME=DIR")
@@ -93,6 +97,8 @@ def main() -> None:
         for name in SETS
         if (root / f"{prefix}{name}.jsonl").is_file()
     }
+    if args.conflicts:
+        sets = conflicts(root, prefix, args.limit)
     given = {name: Path(path) for name, _, path in (p.partition("=") for p in args.parent)}
     results: dict[str, dict[str, Any]] = {}
     for name, options in models(given).items():
@@ -112,9 +118,37 @@ def main() -> None:
     show(results, list(sets))
 
 
+def conflicts(root: Path, prefix: str, limit: int | None) -> dict[str, list[Question]]:
+    """Return four-way questions about one input that has another, of a wrong option, beside it.
+
+    Args:
+        root: Directory of the question files.
+        prefix: Of the files' names.
+        limit: Questions per set.
+    """
+    files = {name: read_questions(root / f"{prefix}{name}-mc.jsonl") for name in MODALITIES}
+    draw = random.Random(0)  # noqa: S311  # which distractor, not a secret
+    sets: dict[str, list[Question]] = {}
+    for asked, other in (MODALITIES, MODALITIES[::-1]):
+        by_class: dict[str, list[Any]] = {}
+        for question in files[other]:
+            part = question.messages[0]["content"][0]
+            by_class.setdefault(part["path"].parent.name, []).append(part)
+        for question in files[asked][:limit]:
+            part, text = question.messages[0]["content"]
+            own, options = part["path"].parent.name, " ".join(question.options)
+            wrong = [name for name in sorted(by_class) if name != own and name in options]
+            beside = draw.choice(by_class[draw.choice(wrong)])
+            for order, media in (("first", [part, beside]), ("second", [beside, part])):
+                message = {"role": "user", "content": [*media, text]}
+                mixed = attrs.evolve(question, messages=[message], reference=None)
+                sets.setdefault(f"{asked} {order} of audio+vision", []).append(mixed)
+    return sets
+
+
 def needed(name: str) -> list[str]:
     """Return the modalities that a set of questions needs."""
-    return name.split("-", maxsplit=1)[0].split("+")
+    return name.rpartition(" ")[2].partition("-")[0].split("+")
 
 
 def show(results: Mapping[str, Mapping[str, Any]], sets: Sequence[str]) -> None:
