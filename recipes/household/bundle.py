@@ -1,7 +1,7 @@
 """Copies what the repository ships: CC0 pictures and spoken words, with questions about them.
 
 Run ``python -m recipes.household.bundle --work DIR`` after build.py. It writes
-``tests/data/household`` (a few dozen test questions of each kind) and ``tests/data/demo`` (four
+``tests/data/household`` (a few dozen test questions of each kind) and ``core/modalloy/demo`` (four
 files to try the commands on), from test objects alone.
 """
 
@@ -20,7 +20,9 @@ from recipes.household.draws import dice
 from recipes.household.fetch import fetch
 from recipes.household.questions import Medium
 
-DATA = Path(__file__).parents[2] / "tests" / "data"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
+DEMO = ROOT / "core" / "modalloy" / "demo"
 QUESTIONS = 40
 DEMO_PICTURES = {"bed.png": "blendswap-cc-0/bed1", "lamp.png": "blendswap-cc-0/desklamp"}
 DEMO_WORDS = {"chair.flac": "chair", "lamp.flac": "lamp"}
@@ -111,21 +113,20 @@ def bundle_demo(
     free: dict[str, Thing],
     seed: int,
 ) -> None:
-    """Writes ``tests/data/demo``: :data:`DEMO_PICTURES` and :data:`DEMO_WORDS`.
+    """Writes ``core/modalloy/demo``: :data:`DEMO_PICTURES` and :data:`DEMO_WORDS`.
 
     Raises:
         ValueError: A demo picture is no CC0 picture of the test split.
     """
-    folder = DATA / "demo"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = DEMO
+    folder.mkdir(parents=True, exist_ok=True)  # demo.json lies there too
     by_id = {medium.id: medium for medium in (*seen, *heard)}
     voicing = speech.voicings("test", seed)[0].name
     chosen = DEMO_PICTURES | {name: f"{voicing}/{word}" for name, word in DEMO_WORDS.items()}
     for name, id_ in chosen.items():
         if id_ not in by_id:
             raise ValueError(
-                f"tests/data/demo/{name}: {id_} is no CC0 object of the test split (there are: "
+                f"core/modalloy/demo/{name}: {id_} is no CC0 object of the test split (there are: "
                 f"{', '.join(sorted(free))}); choose another in bundle.DEMO_PICTURES."
             )
         shutil.copyfile(work / by_id[id_].path, folder / name)
