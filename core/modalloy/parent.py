@@ -11,6 +11,7 @@ A parent directory holds::
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,23 @@ TEXT_ADAPTER = "text_adapter"
 MODALITY_ADAPTER = "modality_adapter"
 CONNECTOR_FILE = "connector.safetensors"
 ENCODER_FILE = "encoder.safetensors"
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?( ?[<>=!~]=?=? ?[\w.*+!-]+,?)*")
 _READ_SUFFIXES = (".json", ".safetensors")
 STRATEGIES = ("decoupled", "naive")
 
 _check_strategy = attrs.validators.in_(STRATEGIES)
+
+
+def check_requirement(_: object, attribute: "attrs.Attribute[Any]", value: str | None) -> None:
+    """Attrs validator: a plain requirement such as ``modalloy-vision>=0.1``, or ``None``.
+
+    It is shown to users as something to install, so nothing else may hide in it.
+    """
+    if value is not None and not _REQUIREMENT.fullmatch(value):
+        raise ValueError(
+            f"of {attribute.name!r} must be a requirement such as 'modalloy-vision>=0.1,<0.2', "
+            f"found {value!r}"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -115,7 +129,7 @@ class ParentManifest:
     suffix_tokens: int = 0
     files: dict[str, str] = attrs.Factory(dict)
     licence: str = "unknown"
-    requires: str | None = None
+    requires: str | None = attrs.field(default=None, validator=check_requirement)
     training: dict[str, Any] = attrs.Factory(dict)
     scores: dict[str, Any] = attrs.Factory(dict)
 

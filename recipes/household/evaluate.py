@@ -97,6 +97,8 @@ def main() -> None:
         for name in SETS
         if (root / f"{prefix}{name}.jsonl").is_file()
     }
+    if args.conflicts and args.bundled:
+        parser.error("--conflicts needs --work: the bundled media are not sorted by class")
     if args.conflicts:
         sets = conflicts(root, prefix, args.limit)
     given = {name: Path(path) for name, _, path in (p.partition("=") for p in args.parent)}

@@ -28,6 +28,7 @@ class MediaCommand(TyperCommand):
         media: list[tuple[str, str]] = []
         rest: list[str] = []
         own = {name for parameter in self.params for name in parameter.opts}
+        valued = {name for p in self.params if not getattr(p, "is_flag", True) for name in p.opts}
         queue = list(args)
         while queue:
             word = queue.pop(0)
@@ -47,6 +48,8 @@ class MediaCommand(TyperCommand):
                     f"{', '.join(sorted(kinds)) or 'no modality is installed'}."
                 )
             rest.append(word)
+            if word in valued and queue:
+                rest.append(queue.pop(0))  # whatever it looks like
         ctx.meta[MEDIA] = media
         return super().parse_args(ctx, rest)
 

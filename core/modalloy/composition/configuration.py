@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from modalloy.composition.coefficients import Coefficients
 from modalloy.errors import FormatError, SpecError
-from modalloy.parent import ComponentConfig
+from modalloy.parent import ComponentConfig, check_requirement
 from modalloy.structured import structure
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -48,7 +48,7 @@ class ModalityEntry:
     suffix_tokens: int
     encoder: EncoderEntry
     connector: ComponentConfig
-    requires: str | None
+    requires: str | None = attrs.field(validator=check_requirement)
     text_delta: list[DeltaEntry]
     modality_delta: list[DeltaEntry] | None
 

@@ -16,14 +16,15 @@ from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, Ge
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from modalloy.base import Base
+from modalloy.base_config import read_config
 from modalloy.checkpoints.safe_index import safe_index
 from modalloy.composition.configuration import ModalloyConfig
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.composition.selection import Chosen
 from modalloy.deltas.lowrank import LowRankDelta
-from modalloy.errors import FormatError, MissingComponentError
-from modalloy.parent import ENCODER_FILE
+from modalloy.errors import FormatError, IntegrityError, MissingComponentError
+from modalloy.parent import ENCODER_FILE, sha256
 from modalloy.registry import Registry
 
 # So that transformers' Auto classes, and its pipelines, open a model directory.
@@ -109,6 +110,10 @@ def _accounting(
 
 def write_extras(model: ModalloyForConditionalGeneration, directory: Path) -> None:
     """Write ``modalloy.json``, the model card and the encoders that have files of their own."""
+    kept = {f"{name}.safetensors" for name in model.encoders.files}
+    for old in sorted((directory / ENCODERS_FOLDER).glob("*.safetensors")):
+        if old.name not in kept:
+            old.unlink()  # of a composition that was saved here before
     for name, source in sorted(model.encoders.files.items()):
         target = directory / ENCODERS_FOLDER / f"{name}.safetensors"
         if source.resolve() != target.resolve():
@@ -125,7 +130,7 @@ def read_directory(
     """Open a model directory or Hub repository; see :func:`modalloy.load`."""
     path = _fetch(directory)
     safe_index(path)
-    config = ModalloyConfig.from_pretrained(path)
+    config = ModalloyConfig.from_dict(read_config(path))
     _check_installed(config, registry)
     kind: Any = ModalloyForConditionalGeneration
     try:
@@ -153,13 +158,43 @@ def read_directory(
             "save the composition again",
             path=path,
         )
+    model.provenance = read_provenance(path)
+    model.encoders.files = _check_encoders(path, config, model.provenance)
+    try:
+        processor = ModalloyProcessor.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise FormatError(
+            f"{path}: its processor or tokenizer cannot be opened without running code that comes "
+            f"with it: {error}",
+            path=path,
+        ) from error
+    return model.eval(), processor.bind(registry)
+
+
+def _check_encoders(
+    path: Path, config: ModalloyConfig, record: Mapping[str, Any]
+) -> dict[str, Path]:
+    """Return the encoder files of a composition, checked against the hashes on record.
+
+    Raises:
+        IntegrityError: A file is not the one that was composed.
+    """
+    hashes = {
+        parent.get("modality"): parent.get("files", {}).get(ENCODER_FILE)
+        for parent in record["parents"]
+    }
+    found = {}
     for name in config.modalities:
         file = path / ENCODERS_FOLDER / f"{name}.safetensors"
         if file.is_file():
-            model.encoders.files[name] = file
-    model.provenance = read_provenance(path)
-    processor = ModalloyProcessor.from_pretrained(path)
-    return model.eval(), processor.bind(registry)
+            if sha256(file) != hashes.get(name):
+                raise IntegrityError(
+                    f"{file} is not the encoder that {PROVENANCE_FILE} records; fetch the "
+                    "composition again or compose anew",
+                    path=file,
+                )
+            found[name] = file
+    return found
 
 
 def _read_generation_config(path: Path, config: ModalloyConfig) -> GenerationConfig:
@@ -182,7 +217,7 @@ def read_provenance(directory: Path) -> dict[str, Any]:
     path = directory / PROVENANCE_FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path} cannot be read as JSON: {error}", path=path) from error
     if not isinstance(data, dict):
         raise FormatError(f"{path} does not describe a composition: it is no mapping", path=path)
@@ -215,7 +250,7 @@ def _fetch(directory: str) -> Path:
             ) from error
     try:
         kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise FormatError(
             f"{path} is not a model directory: its config.json cannot be read ({error})", path=path
         ) from error

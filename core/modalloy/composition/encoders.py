@@ -29,6 +29,15 @@ class EncoderStore:
         self._open: dict[str, nn.Module] = {}
         self.files: dict[str, Path] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process: opened encoders, and what is installed."""
+        return {"_modalities": self._modalities, "files": self.files}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what is installed where the copy is."""
+        self.__init__(state["_modalities"], Registry.discover())  # type: ignore[misc]
+        self.files = state["files"]
+
     def features(self, modality: str) -> int:
         """Return F, features per token, from the configuration alone."""
         return int(self._modalities[modality]["encoder"]["shape"][1])

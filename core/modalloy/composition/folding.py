@@ -29,34 +29,37 @@ class Folding:
 
     def __init__(self, language_model: nn.Module) -> None:
         self._model = language_model
-        self._row: tuple[float, ...] | None = None
         self._decoded = 0
+        self._folded = False
         self.limit = FOLD_LIMIT
 
-    def before_pass(self, router: StreamRouter, *, cached: int, training: bool) -> None:
+    def before_pass(self, router: StreamRouter, *, cached: int) -> None:
         """Set ``router.runs_folded`` for the pass that is about to run.
+
+        What was folded is dropped with every new prompt: an answer depends neither on those
+        before it nor on weights that were changed since.
 
         Args:
             router: With the pass's routing.
             cached: Tokens in the cache; none means that the pass is a prompt.
-            training: Whether the deltas are being trained.
         """
         routing = router.routing
         router.runs_folded = False
-        if training and self._row is not None:
-            self._row = None  # what is folded is about to change
-            unfold_text(self._model)
         alike = len(routing.coefficients) == 1 and routing.all_text
-        if not cached or training or not alike:
+        if not cached or not alike or torch.is_grad_enabled():
+            self.drop()
             return
-        row = tuple(routing.coefficients[0].tolist())
-        if row != self._row:
-            self._row, self._decoded = row, 0
-            unfold_text(self._model)
         self._decoded += 1
         if self._decoded == FOLD_AFTER and folded_bytes(self._model) <= self.limit:
             fold_text(self._model, routing)
-        router.runs_folded = True
+            self._folded = True
+        router.runs_folded = self._folded
+
+    def drop(self) -> None:
+        """Free the folded weights, and count decoded tokens anew."""
+        if self._folded:
+            unfold_text(self._model)
+        self._decoded, self._folded = 0, False
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ class StreamLinear(nn.Linear):
         z = F.linear(flat, (a[0] if len(a) == 1 else torch.cat(a)).to(flat.dtype))
         # The factors are float32, so the product is rounded once, to the dtype of the layer.
         z = (z * stack.factors).to(flat.dtype)
-        return y.addmm_(z, (b[0] if len(b) == 1 else torch.cat(b, dim=1)).to(flat.dtype).T)
+        return torch.addmm(y, z, (b[0] if len(b) == 1 else torch.cat(b, dim=1)).to(flat.dtype).T)
 
     def _by_stream(self, x: torch.Tensor, flat: torch.Tensor, routing: Routing) -> torch.Tensor:
         """Map rows ``(B*T, I)`` to ``(B*T, O)``, each stream through its own factors."""

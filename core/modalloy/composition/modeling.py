@@ -6,7 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from modalloy.composition.configuration import ModalloyConfig
@@ -245,18 +250,20 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.coefficients,
             decoupled=self.config.decoupled,
         )
-        self.folding.before_pass(self.router, cached=cached, training=self.training)
+        self.folding.before_pass(self.router, cached=cached)
         items = kwargs.pop("num_items_in_batch", None)
         columns = None if labels is None else labelled_columns(labels)
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            logits_to_keep=logits_to_keep if columns is None else columns,
-            **kwargs,
-        )
-        if not (self.language_model.training and torch.is_grad_enabled()):
-            self.router.clear()  # no layer will be recomputed in a backward pass
+        try:
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                logits_to_keep=logits_to_keep if columns is None else columns,
+                **kwargs,
+            )
+        finally:
+            if not (self.language_model.training and torch.is_grad_enabled()):
+                self.router.clear()  # no layer will be recomputed in a backward pass
         if labels is not None and columns is not None:
             outputs.loss = labelled_loss(outputs.logits, labels[:, columns + 1], items)
         return outputs
@@ -294,27 +301,53 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(  # type: ignore[override]  # the rest of its parameters pass through kwargs
-        self, inputs: torch.Tensor | None = None, **kwargs: Any
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Generate as transformers does; inputs are encoded once, before beams are expanded.
 
         Placeholders in the returned prompts are replaced by the padding token, since logits
-        processors index the vocabulary by the ids they see.
+        processors index the vocabulary by the ids they see. A later turn over a kept cache gives
+        the inputs of its new tokens alone, and ``mm_token_type_ids`` over the whole conversation.
+
+        Raises:
+            InputError: There is no prompt, or a cache comes without the types of what is in it.
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         embeds = kwargs.pop("inputs_embeds", None)
         media = {k: kwargs.pop(k) for k in sorted(kwargs) if k.startswith(self._media_prefixes())}
         if input_ids is None and embeds is None:
             raise InputError("generate needs input_ids or inputs_embeds")
-        types = self.token_types(input_ids, embeds, kwargs.pop("mm_token_type_ids", None))
+        cache, types = kwargs.get("past_key_values"), kwargs.pop("mm_token_type_ids", None)
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        if cached and types is None and self.coefficients.by_presence:
+            raise InputError(
+                "generate goes on from a cache, and the coefficients depend on what is in it: give "
+                "mm_token_type_ids over the whole conversation (its earlier ones, 0 for answers)"
+            )
+        types = self.token_types(input_ids, embeds, types)
         if input_ids is not None:
+            config = generation_config or self.generation_config
+            pad, end = config.pad_token_id or 0, config.eos_token_id
+            if kwargs.get("attention_mask") is None and not cached:
+                # Told from the ids as they were given: placeholders look like padding below.
+                padded = config.pad_token_id not in (end if isinstance(end, list) else [end])
+                mask = input_ids != pad if padded else torch.ones_like(input_ids)
+                kwargs["attention_mask"] = mask.long()
             if embeds is None:
-                embeds = self.embed(input_ids, types, media)
-            pad = self.generation_config.pad_token_id or 0
-            input_ids = torch.where(types[:, -input_ids.shape[1] :] == 0, input_ids, pad)
-            kwargs["input_ids"] = input_ids
+                new = self.embed(input_ids[:, cached:], types[:, cached:], media)
+                embeds = new.new_zeros(new.shape[0], cached, new.shape[2])  # never looked at
+                embeds = torch.cat([embeds, new], dim=1)
+            kwargs["input_ids"] = torch.where(types == TEXT_TYPE_ID, input_ids, pad)
         parent: Any = super()
-        return parent.generate(inputs_embeds=embeds, mm_token_type_ids=types, **kwargs)
+        return parent.generate(
+            generation_config=generation_config,
+            inputs_embeds=embeds,
+            mm_token_type_ids=types,
+            **kwargs,
+        )
 
     def save_pretrained(  # type: ignore[override]  # as above
         self, save_directory: str | Path, *args: Any, **kwargs: Any

@@ -34,6 +34,8 @@ class ModalloyProcessor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=chat_template, **kwargs)
         self.modalities = dict(sorted((modalities or {}).items()))
         self._registry: Registry | None = None
+        if tokenizer is not None:
+            tokenizer.padding_side = "left"
 
     def bind(self, registry: Registry) -> "ModalloyProcessor":
         """Use the modalities and encoders of ``registry`` and return this processor."""
@@ -133,6 +135,8 @@ class ModalloyProcessor(ProcessorMixin):
             InputError: A content type is unknown, inputs and marks differ in number, or a prompt
                 holds a placeholder.
         """
+        for key in ("return_tensors", "padding"):
+            inputs.pop(key, None)  # always padded tensors
         texts = [text] if isinstance(text, str) else list(text or [])
         if not texts:
             raise InputError("there is no prompt; give a text, or a list of texts")

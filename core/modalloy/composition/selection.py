@@ -1,12 +1,13 @@
 """Choosing which parents a composition is made of, and checking them against its base."""
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
 
 from modalloy.base import Base, check_fingerprint
-from modalloy.errors import MissingComponentError, SpecError
+from modalloy.errors import FormatError, MissingComponentError, ModalloyWarning, SpecError
 from modalloy.modality import MergeMethod
 from modalloy.parent import MANIFEST, Parent, ParentManifest, read_manifest, verify_files
 from modalloy.registry import Registry
@@ -91,7 +92,12 @@ def _fits(parent: Parent, base: Base) -> bool:
         return True
     if not isinstance(parent.source, Path) or not (parent.source / MANIFEST).is_file():
         return False
-    return read_manifest(parent.source).base.fingerprint == base.fingerprint
+    try:
+        return read_manifest(parent.source).base.fingerprint == base.fingerprint
+    except FormatError as error:
+        message = f"parent {parent.name!r} is left out: {error}"
+        warnings.warn(message, ModalloyWarning, stacklevel=2)
+        return False
 
 
 def _open_named(registry: Registry, given: str | Path) -> Chosen:
