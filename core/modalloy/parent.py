@@ -34,7 +34,7 @@ TEXT_ADAPTER = "text_adapter"
 MODALITY_ADAPTER = "modality_adapter"
 CONNECTOR_FILE = "connector.safetensors"
 ENCODER_FILE = "encoder.safetensors"
-_REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?( ?[<>=!~]=?=? ?[\w.*+!-]+,?)*")
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?( ?[<>=!~]=?=? ?[\w.*+-]+,?)*")
 _READ_SUFFIXES = (".json", ".safetensors")
 STRATEGIES = ("decoupled", "naive")
 

@@ -16,12 +16,16 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 """Names of dtypes that a composition runs in; ``"auto"`` is the one that is stored."""
 
 
+_not_huge = attrs.validators.le(1 << 16)
+"""A damaged or hostile number must not become an allocation."""
+
+
 @attrs.frozen(kw_only=True)
 class DeltaEntry:
     """Which modules a delta reaches, see :func:`modalloy.composition.layers.summarise`."""
 
     module: str
-    rank: int
+    rank: int = attrs.field(validator=[attrs.validators.ge(1), _not_huge])
     scale: float
 
 
@@ -41,11 +45,11 @@ class ModalityEntry:
     content_type: str
     payload_keys: list[str]
     placeholder: str
-    placeholder_id: int
-    token_type_id: int
-    tokens: int
-    prefix_tokens: int
-    suffix_tokens: int
+    placeholder_id: int = attrs.field(validator=attrs.validators.ge(0))
+    token_type_id: int = attrs.field(validator=[attrs.validators.ge(1), _not_huge])
+    tokens: int = attrs.field(validator=[attrs.validators.ge(1), _not_huge])
+    prefix_tokens: int = attrs.field(validator=[attrs.validators.ge(0), _not_huge])
+    suffix_tokens: int = attrs.field(validator=[attrs.validators.ge(0), _not_huge])
     encoder: EncoderEntry
     connector: ComponentConfig
     requires: str | None = attrs.field(validator=check_requirement)
@@ -108,6 +112,14 @@ class ModalloyConfig(PreTrainedConfig):
             raise FormatError("config.json: modalities must be a mapping", path="config.json")
         for name, entry in self.modalities.items():
             structure(entry, ModalityEntry, f"config.json, modality {name!r}")
+        for key in ("token_type_id", "placeholder_id", "content_type"):
+            values = [entry[key] for entry in self.modalities.values()]
+            if len(set(values)) < len(values):
+                raise FormatError(
+                    f"config.json: two modalities have the same {key} ({values}), so tokens could "
+                    "not be told apart; compose anew",
+                    path="config.json",
+                )
         self.modalities = dict(sorted(self.modalities.items()))
         if self.text_config is not None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))

@@ -25,6 +25,15 @@ from modalloy.errors import InputError
 from modalloy.modality import TEXT_TYPE_ID
 from modalloy.registry import Registry
 
+_FOREIGN = frozenset(
+    {
+        *GenerationConfig().to_dict(),
+        *("attention_mask", "cache_position", "input_ids", "inputs_embeds", "logits_processor"),
+        *("num_items_in_batch", "past_key_values", "position_ids", "return_dict", "token_type_ids"),
+    }
+)
+"""Arguments of transformers' own, which a modality of such a name must not capture."""
+
 
 class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Base, connectors and streams of a composition.
@@ -231,7 +240,7 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds, and not both")
-        media = {k: kwargs.pop(k) for k in sorted(kwargs) if k.startswith(self._media_prefixes())}
+        media = self._take_media(kwargs)
         types = self.token_types(input_ids, inputs_embeds, mm_token_type_ids)
         given = inputs_embeds if input_ids is None else input_ids
         length = int(given.shape[1]) if given is not None else 0
@@ -268,8 +277,11 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             outputs.loss = labelled_loss(outputs.logits, labels[:, columns + 1], items)
         return outputs
 
-    def _media_prefixes(self) -> tuple[str, ...]:
-        return tuple(f"{name}_" for name in self.connectors)
+    def _take_media(self, kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Take ``<modality>_<tensor>`` out of ``kwargs``, and nothing that transformers knows."""
+        prefixes = tuple(f"{name}_" for name in self.connectors)
+        names = [k for k in sorted(kwargs) if k.startswith(prefixes) and k not in _FOREIGN]
+        return {name: kwargs.pop(name) for name in names}
 
     def _check_history(self, types: torch.Tensor, cached: int, length: int) -> None:
         """Check that the types cover this pass, and the cache where coefficients look at it."""
@@ -317,7 +329,7 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         embeds = kwargs.pop("inputs_embeds", None)
-        media = {k: kwargs.pop(k) for k in sorted(kwargs) if k.startswith(self._media_prefixes())}
+        media = self._take_media(kwargs)
         if input_ids is None and embeds is None:
             raise InputError("generate needs input_ids or inputs_embeds")
         cache, types = kwargs.get("past_key_values"), kwargs.pop("mm_token_type_ids", None)

@@ -263,6 +263,11 @@ def _pair(
 def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
     """Return the value of the first pattern that matches the end of ``name``, as PEFT does."""
     for pattern, value in (patterns or {}).items():
+        if re.search(r"\)\s*[*+{]", pattern):
+            raise DeltaError(
+                f"{CONFIG_FILE}: the pattern {pattern!r} repeats a group, which may take forever "
+                "to match; write module names out"
+            )
         if re.match(rf"(.*\.)?({pattern})$", name):
             return value
     return default
