@@ -233,7 +233,7 @@ def test_ask_answers_as_the_model_does(shell: Shell, composed: Path) -> None:
     ("words", "code", "message"),
     [
         (["--imgae", "one.txt", "what"], 2, ("No such option: --imgae. Did you mean '--image'? "
-         "Inputs: --audio, --image.")),
+         "Inputs: --audio, --image (see")),
         (["what", "--image"], 2, "Option '--image' needs a file."),
         (["--image", "--audio", "one.txt", "what"], 2, "Option '--image' needs a file."),
         (["--max-new-tokens", "0", "what"], 2, "Invalid value"),

@@ -64,8 +64,15 @@ def smollm2(progress: Callable[[str], None] | None = None) -> Path:
     _check_packages()
     message = f"converting {_GGUF} once into {directory}; this takes about 20 seconds"
     (progress or _logger.info)(message)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    except OSError as error:
+        raise FormatError(
+            f"the cache {directory.parent} cannot be written ({error.strerror or error}); name "
+            "another directory in the environment variable MODALLOY_CACHE",
+            path=directory.parent,
+        ) from error
     try:
         _convert(source, partial)
         _publish(partial, directory)

@@ -45,7 +45,8 @@ class MediaCommand(TyperCommand):
                 known = sorted({*kinds, *own})
                 ctx.fail(
                     f"No such option: {option}.{nearest(option, known)} Inputs: "
-                    f"{', '.join(sorted(kinds)) or 'no modality is installed'}."
+                    f"{', '.join(sorted(kinds)) or 'no modality is installed'} "
+                    "(see `modalloy plugins` for those that are blocked or broken)."
                 )
             rest.append(word)
             if word in valued and queue:

@@ -89,6 +89,8 @@ def save(model: Any, processor: Any, out: Path) -> None:
         try:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
+            for file in partial.rglob("*.safetensors"):
+                file.chmod(0o644)  # safetensors writes for its owner alone
             partial.rename(out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -160,15 +160,27 @@ def read_directory(
         )
     model.provenance = read_provenance(path)
     model.encoders.files = _check_encoders(path, config, model.provenance)
+    return model.eval(), _read_processor(path).bind(registry)
+
+
+def _read_processor(path: Path) -> ModalloyProcessor:
+    """Open the processor, running no code that comes with the directory."""
+    for name in ("processor_config.json", "tokenizer.json"):
+        if not (path / name).is_file():
+            raise FormatError(
+                f"{path} has no {name}; fetch the composition again or compose anew",
+                path=path / name,
+            )
+    kind: Any = ModalloyProcessor
     try:
-        processor = ModalloyProcessor.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        processor: ModalloyProcessor = kind.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
         raise FormatError(
             f"{path}: its processor or tokenizer cannot be opened without running code that comes "
             f"with it: {error}",
             path=path,
         ) from error
-    return model.eval(), processor.bind(registry)
+    return processor
 
 
 def _check_encoders(

@@ -104,8 +104,9 @@ def _open_named(registry: Registry, given: str | Path) -> Chosen:
     """Open a parent directory, or a registered parent by name."""
     path = Path(given)
     if isinstance(given, str) and not (path / MANIFEST).is_file():
-        parent = registry.parent(given)
-        return _open(parent)
+        if path.is_dir():
+            raise FormatError(f"{given} is not a parent directory: it has no {MANIFEST}", path=path)
+        return _open(registry.parent(given))
     return Chosen(path, read_manifest(path), path.resolve().name)
 
 
