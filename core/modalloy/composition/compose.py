@@ -76,7 +76,6 @@ def compose(
     opened = resolve_base(base, progress=progress)
     chosen = choose_parents(registry, opened, kind, modalities, parents)
     tokenizer = opened.tokenizer()
-    tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked wherever it stands
     language_model = opened.model(dtype)

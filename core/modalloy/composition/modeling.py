@@ -139,7 +139,7 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             InputError: A tensor belongs to no modality, or inputs and placeholders differ in
                 number, or there are placeholders and no inputs.
         """
-        # Placeholders have ids beyond the vocabulary; their rows are overwritten or unused.
+        # Placeholders may have ids beyond the embedding; their rows are overwritten or unused.
         text = torch.where(types == TEXT_TYPE_ID, input_ids, 0)
         embeds = self.get_input_embeddings()(text)
         groups = self._by_modality(inputs)

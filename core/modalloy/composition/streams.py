@@ -260,6 +260,9 @@ def check_types(types: torch.Tensor, type_ids: Mapping[str, int]) -> None:
 class StreamRouter:
     """What all stream-aware layers of one model share: the routing of the pass under way.
 
+    There is one pass at a time: threads must not run one model at once, and with gradient
+    checkpointing a forward pass must be followed by its own backward pass.
+
     The routing of a training pass stays in place after it, so that layers recomputed in the
     backward pass (gradient checkpointing) run on the same streams.
     """

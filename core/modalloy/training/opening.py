@@ -61,7 +61,6 @@ def open_parent(
         )
     torch.manual_seed(config.seed)
     tokenizer = base.tokenizer()
-    tokenizer.padding_side = "left"
     language_model = base.model(getattr(torch, config.dtype))
     if config.attention is not None:
         _set_attention(language_model, config.attention)
