@@ -1,8 +1,4 @@
-"""The five invariants of a composition, on tiny bases of two families.
-
-The oracle shares no code with the stream-aware layers: the plain transformers model, with every
-linear layer's output corrected by dense ``scale * B @ A`` under a mask per token.
-"""
+"""The five invariants of a composition, on tiny bases of two families."""
 
 import copy
 import random
@@ -14,14 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import modalloy
+from composing import BOTH, CLOSE, HEAR, SEE, TEXT, compose, embeds, logits, oracle
 from modalloy.composition.layers import StreamLinear
-from modalloy.deltas.lowrank import LowRankDelta, read_adapter
+from modalloy.deltas.lowrank import read_adapter
 from modalloy.errors import InputError
 from tiny import FAMILIES, tiny_base
 from toy import ask, toy_parent, toy_registry
-
-# float32 sums of about 50 terms in another order: differences of a few units in the last place.
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -37,48 +31,6 @@ def parents(base: Path, tmp_path: Path) -> dict[str, Path]:
     }
 
 
-def oracle(
-    base: Path,
-    embeds: torch.Tensor,
-    attention: torch.Tensor,
-    masked: list[tuple[LowRankDelta, Any]],
-) -> torch.Tensor:
-    """Logits of the base with dense deltas, each under a mask ``(B, T, 1)`` of coefficients."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    for name, module in model.named_modules():
-        pairs = [(d.pairs[name].dense(), mask) for d, mask in masked if name in d.pairs]
-
-        def correct(_: Any, args: Any, out: torch.Tensor, pairs: Any = pairs) -> torch.Tensor:
-            return out + sum(mask * (args[0] @ dense.T) for dense, mask in pairs)
-
-        if pairs:
-            module.register_forward_hook(correct)
-    with torch.no_grad():
-        return model(inputs_embeds=embeds, attention_mask=attention).logits
-
-
-def compose(base: Path, parents: list[Path], **kwargs: Any) -> Any:
-    registry = kwargs.pop("registry", None) or toy_registry("sight", "sound")
-    return modalloy.compose(
-        base,
-        modalities=kwargs.pop("modalities", None),
-        parents=parents,
-        registry=registry,
-        **kwargs,
-    )
-
-
-def logits(model: Any, batch: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(**batch).logits
-
-
-def embeds(model: Any, batch: Any) -> torch.Tensor:
-    media = {k: v for k, v in batch.items() if k.startswith(("sight_", "sound_"))}
-    with torch.no_grad():
-        return model.embed(batch["input_ids"], batch["mm_token_type_ids"], media)
-
-
 def expected(
     base: Path, model: Any, batch: Any, parents: dict[str, Path], rows: list[dict[str, float]]
 ) -> torch.Tensor:
@@ -91,12 +43,6 @@ def expected(
         own = (types == model.type_ids[name])[..., None].float()
         masked.append((read_adapter(path / "modality_adapter"), own))
     return oracle(base, embeds(model, batch), batch["attention_mask"], masked)
-
-
-SEE = ask(("image", [0.3]), "what is it")
-HEAR = ask("listen: ", ("audio", [1.7]), " and say")
-BOTH = ask(("audio", [0.2]), "and", ("image", [0.9]), "the same?")
-TEXT = ask("what is the time")
 
 
 def test_one_parent_alone_is_that_parent(base: Path, parents: dict[str, Path]) -> None:

@@ -141,6 +141,13 @@ def put(value: Any, *path: str) -> Any:
     return change
 
 
+def rename(key: str, old: str, new: str) -> Any:
+    def change(data: Any) -> None:
+        data[key][new] = data[key].pop(old)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
@@ -150,8 +157,8 @@ def put(value: Any, *path: str) -> Any:
         (drop("modalities", "sight", "encoder"), FormatError, "encoder is missing"),
         (put(3, "modalities", "sight", "placeholder"), FormatError, "placeholder must be str"),
         (put([], "modalities"), FormatError, "modalities"),
-        (drop("modalities", "sound"), SpecError, "coefficients are for sight, sound, the modal"),
-        (put({}, "coefficients"), SpecError, "values by modality under 'default'"),
+        (drop("modalities", "sound"), SpecError, "are for sight, sound, the groups of this compo"),
+        (put({}, "coefficients"), SpecError, "values by group under 'default'"),
         (put("lineer", "modalities", "sight", "connector", "type"), MissingComponentError,
          "needs the connector 'lineer', which no installed plugin supplies"),
         (put("no.such", "modalities", "sight", "text_delta", 0, "module"), ModalloyError,
@@ -159,6 +166,8 @@ def put(value: Any, *path: str) -> Any:
         (put(9, "modalities", "sight", "text_delta", 0, "rank"), FormatError,
          "its tensors are not those that its config.json describes"),
         (put(4, "modalities", "sight", "prefix_tokens"), FormatError, "are not those"),
+        (put([{"module": "x"}], "merged_delta"), FormatError, "merged_delta.0.rank is missing"),
+        (rename("modalities", "sight", "merged"), FormatError, "a modality is called 'merged'"),
     ],
 )  # fmt: skip
 def test_a_damaged_configuration(
@@ -209,9 +218,16 @@ def test_other_damaged_files(saved: Path) -> None:
         load(saved)
 
 
-def test_no_such_directory(tmp_path: Path) -> None:
-    with pytest.raises(MissingComponentError, match="neither a directory nor a Hub repository"):
-        load(tmp_path / "nowhere")
+def test_no_such_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(name: str, **_: Any) -> str:
+        raise OSError(f"no network to fetch {name}")
+
+    monkeypatch.setattr("modalloy.composition.directory.snapshot_download", fetch)
+    for path in (tmp_path / "nowhere", "./nowhere", "some/where/else"):
+        with pytest.raises(MissingComponentError, match="is no directory; make a composition"):
+            load(path)  # a path is not asked of the Hub
+    with pytest.raises(MissingComponentError, match=r"nor a Hub repository .* fetch org/model"):
+        load("org/model")
     with pytest.raises(FormatError, match="is not a model directory"):
         load(tmp_path)
 

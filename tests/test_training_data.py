@@ -13,13 +13,13 @@ import yaml
 
 from modalloy.base import resolve_base
 from modalloy.cli.train import command
+from modalloy.composition.features import FeatureCache
 from modalloy.composition.loss import IGNORED
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import FormatError, ModalloyError, SpecError, UnsafePathError
 from modalloy.parent import ComponentConfig
 from modalloy.training.config import LoraConfig, StageConfig, TrainConfig, read_config
 from modalloy.training.data import ChatDataset, Collator
-from modalloy.training.features import FeatureCache
 from modalloy.training.opening import open_parent
 from tiny import tiny_base
 from toy_media import chat, number_config, number_registry, write_chats, write_data

@@ -6,6 +6,7 @@ used. Targets come from plugin code only, never from a file, recipe or configura
 """
 
 import importlib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -23,6 +24,9 @@ TEXT_TYPE_ID = 0
 
 RESERVED_TYPE_IDS = MappingProxyType({"image": 1, "video": 2, "audio": 3, "point_cloud": 4})
 """Values of ``mm_token_type_ids`` by content type: 1 to 3 are transformers', 4 is ours."""
+
+MERGED = "merged"
+"""Name of the text group that a merge method makes; no modality may have it."""
 
 Target = str | Callable[..., Any]
 """A callable, or ``"package.module:attribute"`` naming one that is imported when first used."""
@@ -52,6 +56,15 @@ def check_name(instance: object, attribute: "attrs.Attribute[str]", value: str) 
         raise SpecError(
             f"{type(instance).__name__}.{attribute.name} must be lower-case words joined by "
             f"'-', '_' or '.', such as 'vision' or 'point_cloud'; got {value!r}",
+            subject=f"{type(instance).__name__} {value!r}",
+        )
+
+
+def _check_not_reserved(instance: object, _: "attrs.Attribute[str]", value: str) -> None:
+    if value == MERGED:
+        raise SpecError(
+            f"{type(instance).__name__}.name {MERGED!r} is taken: it stands for the merged text "
+            "delta wherever coefficients are named; choose another name",
             subject=f"{type(instance).__name__} {value!r}",
         )
 
@@ -97,7 +110,22 @@ def _check_limits(instance: Any, _: "attrs.Attribute[Any]", value: Mapping[str, 
         )
 
 
+def _check_options(instance: Any, _: "attrs.Attribute[Any]", value: Mapping[str, Any]) -> None:
+    bad = {k: v for k, v in value.items() if type(v) not in (int, float) or not math.isfinite(v)}
+    if bad or (value and instance.merge is None):
+        raise SpecError(
+            f"MergeMethod {instance.name!r}: options must be finite numbers by name, the defaults "
+            f"of its merge function; got {dict(value)!r}"
+            f"{' and no merge function' if instance.merge is None else ''}",
+            subject=f"MergeMethod {instance.name!r}",
+        )
+
+
 def _freeze(value: Mapping[str, int]) -> Mapping[str, int]:
+    return MappingProxyType(dict(value))
+
+
+def _freeze_options(value: Mapping[str, float]) -> Mapping[str, float]:
     return MappingProxyType(dict(value))
 
 
@@ -126,7 +154,7 @@ class Modality:
         token_type_id: Value in ``mm_token_type_ids``; ``None`` has one assigned per composition.
     """
 
-    name: str = attrs.field(validator=check_name)
+    name: str = attrs.field(validator=[check_name, _check_not_reserved])
     api_version: int = attrs.field(validator=check_api_version)
     content_type: str = attrs.field(validator=check_name)
     placeholder: str = attrs.field(validator=_check_placeholder)
@@ -206,6 +234,10 @@ class Connector:
 class MergeMethod:
     """How parents' deltas become the streams of a composition.
 
+    Each parent's text delta is a *group* of the text stream, with a coefficient of its own. A
+    method with a ``merge`` function makes one more group, :data:`MERGED`: beside those of the
+    parents if ``decoupled``, in their place if not.
+
     Attributes:
         name: Unique name, such as ``"damc"``.
         api_version: :data:`API_VERSION` that the plugin was written for.
@@ -214,6 +246,11 @@ class MergeMethod:
         decoupled: Whether a modality's tokens run on their own parent's modality delta. If not,
             every token runs on the merged text delta.
         rules: Names of the coefficient rules that make sense with it, the default first.
+        merge: Target ``(text: Mapping[str, LowRankDelta], own: Mapping[str, LowRankDelta],
+            **options) -> Merged`` (:mod:`modalloy.merging.merged`), or ``None`` where
+            coefficients alone do the merging. Both mappings are by name of the modality, sorted;
+            ``own`` is empty unless decoupled.
+        options: Default of each option that ``merge`` takes; an integer takes only integers.
     """
 
     name: str = attrs.field(validator=check_name)
@@ -222,3 +259,9 @@ class MergeMethod:
     strategies: tuple[str, ...] = attrs.field(converter=_strings)
     decoupled: bool
     rules: tuple[str, ...] = attrs.field(converter=_strings)
+    merge: Target | None = attrs.field(
+        default=None, validator=attrs.validators.optional(check_target)
+    )
+    options: Mapping[str, float] = attrs.field(
+        factory=dict, converter=_freeze_options, validator=_check_options
+    )

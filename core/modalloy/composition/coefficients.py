@@ -1,25 +1,30 @@
-"""Coefficients: how much of each parent's text-stream delta a prompt gets.
+"""Coefficients: how much of each group of text-stream deltas a prompt gets.
 
-A rule is either one coefficient per parent, or a table keyed by the set of modalities present in
-the prompt. The table is what DAMC's adaptive adjustment (arXiv 2402.12750, section 3.3) becomes
-when it may look at the prompt: with one modality present its parent's text delta gets 1 and the
-others 0, so that the composition *is* that parent on its own ground.
+A group is one parent's text delta, under its modality's name, or the delta that a merge method
+made of all of them, under the name ``"merged"``. A rule is either one coefficient per group, or a
+table keyed by the set of modalities present in the prompt. The table is what DAMC's adaptive
+adjustment (arXiv 2402.12750, section 3.3) becomes when it may look at the prompt: with one
+modality present its parent's text delta gets 1 and the others 0, so that the composition *is*
+that parent on its own ground.
 """
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attrs
 
 from modalloy.errors import SpecError, nearest
+from modalloy.modality import MERGED
 
 Spec = str | Mapping[str, float] | Mapping[frozenset[str], Mapping[str, float]]
-"""What a caller may give: a rule's name, one value per parent, or a table by set."""
+"""What a caller may give: a rule's name, one value per group, or a table by set."""
 
 SEVERAL = 0.5
 """Coefficient of each parent where several modalities are present, those absent included.
+
+Of methods that make no merged delta; a merged delta gets 1 there, and the parents 0.
 
 Measured on the household parents: better there than 1 / M and than leaving the absent ones out.
 """
@@ -32,13 +37,13 @@ class Coefficients:
     """Coefficients of a composition.
 
     Attributes:
-        modalities: Names, sorted; the order of every row.
-        default: One value per modality, for sets that ``table`` does not hold.
+        groups: Names in the order of every row: modalities, sorted, then ``"merged"``.
+        default: One value per group, for sets that ``table`` does not hold.
         table: Values by set of modalities present.
         rule: Name of the rule they were made by, or ``"custom"``.
     """
 
-    modalities: tuple[str, ...]
+    groups: tuple[str, ...]
     default: tuple[float, ...]
     table: Mapping[frozenset[str], tuple[float, ...]] = attrs.Factory(dict)
     rule: str = "custom"
@@ -56,7 +61,7 @@ class Coefficients:
         """Return plain JSON data; sets become sorted names joined by ``+``."""
 
         def named(row: tuple[float, ...]) -> dict[str, float]:
-            return dict(zip(self.modalities, row, strict=True))
+            return dict(zip(self.groups, row, strict=True))
 
         table = {_JOIN.join(sorted(key)): named(row) for key, row in self.table.items()}
         return {
@@ -75,13 +80,13 @@ class Coefficients:
         default, rows = data.get("default"), data.get("table", {})
         if not isinstance(default, Mapping) or not isinstance(rows, Mapping):
             raise SpecError(
-                "coefficients need values by modality under 'default' and rows by set under "
+                "coefficients need values by group under 'default' and rows by set under "
                 f"'table'; found {dict(data)!r}",
                 subject="coefficients",
             )
-        names = tuple(sorted(default))
+        names = order_groups(default)
         return cls(
-            modalities=names,
+            groups=names,
             default=_row(default, names),
             table={
                 _check_set(frozenset(filter(None, key.split(_JOIN))), names): _row(row, names)
@@ -91,35 +96,44 @@ class Coefficients:
         )
 
 
+def order_groups(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of groups in the order of rows and stacks: sorted, ``"merged"`` last.
+
+    What stands at an end and is not used costs nothing, and the merged delta is the widest.
+    """
+    return tuple(sorted(names, key=lambda name: (name == MERGED, name)))
+
+
 def make_coefficients(
-    spec: Spec | None, modalities: Iterable[str], rules: tuple[str, ...]
+    spec: Spec | None, groups: Iterable[str], rules: tuple[str, ...]
 ) -> Coefficients:
     """Turn what a caller gave into coefficients.
 
     Args:
-        spec: A rule's name, values by modality, or a table by set; ``None`` takes ``rules[0]``.
-            In a table, the empty set (a prompt of text alone) gets 0 and sets that are left out
-            get :data:`SEVERAL`, or 1 for a single modality, unless given.
-        modalities: Names of the composition's modalities.
+        spec: A rule's name, values by group, or a table by set of modalities; ``None`` takes
+            ``rules[0]``. In a table, sets that are left out get what ``"presence"`` gives them:
+            nothing for a prompt of text alone, the parent whole for a single modality, and for
+            several the merged delta, or :data:`SEVERAL` of each parent where there is none.
+        groups: Names of the composition's text groups: its modalities, ``"merged"``, or both.
         rules: Names of the rules that the merge method knows, the default first.
 
     Raises:
-        SpecError: An unknown rule or modality, a missing or non-finite value, or a table for a
+        SpecError: An unknown rule or group, a missing or non-finite value, or a table for a
             method that does not know the rule ``"presence"``.
     """
-    names = tuple(sorted(modalities))
+    names = order_groups(groups)
     spec = rules[0] if spec is None else spec
     if isinstance(spec, str):
         if spec not in rules:
             raise SpecError(
                 f"coefficients {spec!r} are not known to this merge method; expected "
-                f"{', '.join(map(repr, rules))} or values by modality.{nearest(spec, rules)}",
+                f"{', '.join(map(repr, rules))} or values by group.{nearest(spec, rules)}",
                 subject="coefficients",
             )
         return _RULES[spec](names)
     if not isinstance(spec, Mapping):
         raise SpecError(
-            f"coefficients must be a rule's name, values by modality, or values by frozenset of "
+            f"coefficients must be a rule's name, values by group, or values by frozenset of "
             f"modalities; got {spec!r}",
             subject="coefficients",
         )
@@ -128,28 +142,52 @@ def make_coefficients(
     if "presence" not in rules:
         raise SpecError(
             "coefficients by set of modalities need a method that routes by presence, such as "
-            "'damc'; give one value per modality",
+            "'damc'; give one value per group",
             subject="coefficients",
         )
     return _from_table(spec, names)
 
 
+def named_honestly(coefficients: Coefficients) -> Coefficients:
+    """Return coefficients under the name of their rule if they are its own, else ``"custom"``."""
+    rule = _RULES.get(coefficients.rule)
+    own = rule is not None and rule(coefficients.groups) == coefficients
+    return coefficients if own else attrs.evolve(coefficients, rule="custom")
+
+
 def _presence(names: tuple[str, ...]) -> Coefficients:
-    """Text alone: the base. One modality: its parent whole. Several: :data:`SEVERAL` of each."""
+    """Text alone: the base. One modality: its parent whole. Several: the merged delta.
+
+    Only the sets that differ from the rest are listed: all of them are 2^M.
+    """
     table = {frozenset[str](): tuple(0.0 for _ in names)}
-    table |= {frozenset({one}): tuple(float(name == one) for name in names) for one in names}
-    for count in range(2, len(names) + 1):
-        for several in itertools.combinations(names, count):
-            table[frozenset(several)] = tuple(SEVERAL for _ in names)
-    return Coefficients(names, tuple(SEVERAL for _ in names), table, rule="presence")
+    for one in _modalities(names):
+        table[frozenset({one})] = tuple(float(name == one) for name in names)
+    several = _merged(names).default if MERGED in names else (SEVERAL,) * len(names)
+    return Coefficients(names, several, table, rule="presence")
 
 
-_RULES = {
-    "presence": _presence,
-    "uniform": lambda names: Coefficients(names, (1 / len(names),) * len(names), rule="uniform"),
-    "mean": lambda names: Coefficients(names, (1 / len(names),) * len(names), rule="mean"),
-    "sum": lambda names: Coefficients(names, (1.0,) * len(names), rule="sum"),
-}
+def _merged(names: tuple[str, ...]) -> Coefficients:
+    """Make every prompt run on the merged delta."""
+    return Coefficients(names, tuple(float(name == MERGED) for name in names), rule="merged")
+
+
+_RULES: Mapping[str, Callable[[tuple[str, ...]], Coefficients]] = MappingProxyType(
+    {
+        "presence": _presence,
+        "merged": _merged,
+        "uniform": lambda names: Coefficients(
+            names, (1 / len(names),) * len(names), rule="uniform"
+        ),
+        "mean": lambda names: Coefficients(names, (1 / len(names),) * len(names), rule="mean"),
+        "sum": lambda names: Coefficients(names, (1.0,) * len(names), rule="sum"),
+        "zero": lambda names: Coefficients(names, (0.0,) * len(names), rule="zero"),
+    }
+)
+
+
+def _modalities(groups: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in groups if name != MERGED)
 
 
 def _from_table(spec: Mapping[Any, Any], names: tuple[str, ...]) -> Coefficients:
@@ -161,7 +199,8 @@ def _from_table(spec: Mapping[Any, Any], names: tuple[str, ...]) -> Coefficients
     return Coefficients(names, base.default, table)
 
 
-def _check_set(key: Any, names: tuple[str, ...]) -> frozenset[str]:
+def _check_set(key: Any, groups: tuple[str, ...]) -> frozenset[str]:
+    names = _modalities(groups)
     if not isinstance(key, frozenset) or not key <= set(names):
         shown = sorted(map(str, key)) if isinstance(key, frozenset) else key
         raise SpecError(

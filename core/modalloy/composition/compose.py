@@ -13,14 +13,16 @@ from transformers import PreTrainedModel
 from modalloy.base import resolve_base
 from modalloy.composition.coefficients import Spec, make_coefficients
 from modalloy.composition.configuration import ModalloyConfig, check_dtype
-from modalloy.composition.directory import provenance, read_directory
+from modalloy.composition.directory import read_directory
 from modalloy.composition.layers import fill_streams, linear_layers, summarise
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
+from modalloy.composition.record import provenance
 from modalloy.composition.selection import Chosen, choose_parents
 from modalloy.deltas.lowrank import LowRankDelta, read_adapter
 from modalloy.errors import FormatError, SpecError
-from modalloy.modality import Modality, resolve
+from modalloy.merging.merged import Merged, complete_options, run_merge
+from modalloy.modality import MERGED, Modality, resolve
 from modalloy.parent import CONNECTOR_FILE, ENCODER_FILE, MODALITY_ADAPTER, TEXT_ADAPTER
 from modalloy.registry import Registry
 
@@ -41,6 +43,7 @@ def compose(
     modalities: Iterable[str] | None = None,
     parents: Iterable[str | Path] = (),
     method: str = "damc",
+    method_options: Mapping[str, float] | None = None,
     coefficients: Spec | None = None,
     dtype: str | torch.dtype = "auto",
     registry: Registry | None = None,
@@ -54,9 +57,11 @@ def compose(
         parents: Parent directories, or names of registered parents, that stand beside the
             installed ones or take the place of those of the same modality.
         method: ``"damc"``, ``"naive"``, or another registered merge method.
-        coefficients: A rule's name (``"presence"`` or ``"uniform"`` with DAMC, ``"mean"`` or
-            ``"sum"`` with NaiveMC; the first is the default), one value per modality, or values
-            by frozenset of the modalities present.
+        method_options: Options of the merge method, such as ``{"density": 0.3}`` with TIES.
+        coefficients: A rule's name (``"presence"`` or ``"uniform"`` with DAMC, ``"mean"``,
+            ``"sum"`` or ``"zero"`` with NaiveMC; a method's first is its default), one value per
+            group of text deltas (modality, and ``"merged"`` where the method makes one), or
+            such values by frozenset of the modalities present.
         dtype: Of weights and arithmetic; ``"auto"`` takes the base's.
         registry: Supplies plugins; what is installed if left out.
         progress: Called with a line of text before something slow.
@@ -73,6 +78,7 @@ def compose(
     check_dtype(dtype)
     registry = registry or Registry.discover()
     kind = registry.merge_method(method)
+    options = complete_options(kind, method_options or {})
     opened = resolve_base(base, progress=progress)
     chosen = choose_parents(registry, opened, kind, modalities, parents)
     tokenizer = opened.tokenizer()
@@ -81,28 +87,27 @@ def compose(
     language_model = opened.model(dtype)
     text = {one.modality: read_adapter(one.directory / TEXT_ADAPTER) for one in chosen}
     own = {one.modality: _own_delta(one, text) for one in chosen} if kind.decoupled else {}
+    merged = run_merge(kind, text, own, options, progress)
     entries = describe_modalities(registry, chosen, tokenizer)
-    linears = list(linear_layers(language_model))
-    for one in chosen:
-        entries[one.modality]["text_delta"] = summarise(text[one.modality], linears)
-        if own:
-            entries[one.modality]["modality_delta"] = summarise(own[one.modality], linears)
     config = ModalloyConfig(
         text_config=language_model.config,
         modalities=entries,
         method=method,
+        method_options=options,
         decoupled=kind.decoupled,
-        coefficients=make_coefficients(coefficients, entries, kind.rules).to_dict(),
         base={"id": opened.id, "fingerprint": attrs.asdict(opened.fingerprint)},
         dtype=language_model.dtype,
     )
+    texts, owns = _describe_deltas(config, language_model, text, own, merged)
+    made = make_coefficients(coefficients, config.text_deltas(), kind.rules)
+    config.coefficients = made.to_dict()
     model = build_model(config, language_model, registry)
-    fill_streams(model.language_model, text, own)
+    fill_streams(model.language_model, texts, owns)
     for one in chosen:
         _load_connector(model, one)
         if (one.directory / ENCODER_FILE).is_file():
             model.encoders.files[one.modality] = one.directory / ENCODER_FILE
-    model.provenance = provenance(model, opened, chosen, text, own, registry)
+    model.provenance = provenance(model, opened, chosen, text, own, merged, registry)
     processor = ModalloyProcessor(
         tokenizer, modalities=entries, chat_template=tokenizer.chat_template
     )
@@ -220,6 +225,35 @@ def _own_delta(one: Chosen, text: Mapping[str, LowRankDelta]) -> LowRankDelta:
     if one.manifest.strategy == "naive":
         return text[one.modality]
     return read_adapter(one.directory / MODALITY_ADAPTER)
+
+
+def _describe_deltas(
+    config: ModalloyConfig,
+    language_model: PreTrainedModel,
+    text: Mapping[str, LowRankDelta],
+    own: Mapping[str, LowRankDelta],
+    merged: Merged,
+) -> tuple[dict[str, LowRankDelta], Mapping[str, LowRankDelta]]:
+    """Say in the configuration which layers the deltas of each stream reach, and return those.
+
+    Returns:
+        The text stream's deltas by group, and the modality streams' by modality.
+
+    Raises:
+        DeltaError: A delta has no place in the base.
+    """
+    linears = list(linear_layers(language_model))
+    if merged.text is not None:
+        config.merged_delta = summarise(merged.text, linears)
+    owns = own if merged.own is None else merged.own
+    for name, entry in config.modalities.items():
+        if name in config.text_deltas():
+            entry["text_delta"] = summarise(text[name], linears)
+        if name in owns:
+            entry["modality_delta"] = summarise(owns[name], linears)
+    held = {MERGED: merged.text} if merged.text is not None else {}
+    held |= {name: delta for name, delta in text.items() if name in config.text_deltas()}
+    return held, owns
 
 
 def _load_connector(model: ModalloyForConditionalGeneration, one: Chosen) -> None:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from modalloy.composition.coefficients import Coefficients
 from modalloy.errors import FormatError, SpecError
+from modalloy.modality import MERGED
 from modalloy.parent import ComponentConfig, check_requirement
 from modalloy.structured import structure
 
@@ -57,6 +58,11 @@ class ModalityEntry:
     modality_delta: list[DeltaEntry] | None
 
 
+@attrs.frozen(kw_only=True)
+class _MergedEntry:
+    merged_delta: list[DeltaEntry]
+
+
 class ModalloyConfig(PreTrainedConfig):
     """Everything that is needed to build the modules of a composition, without its weights.
 
@@ -69,7 +75,10 @@ class ModalloyConfig(PreTrainedConfig):
             of module names with rank and scale, see
             :mod:`modalloy.composition.layers`; ``modality_delta`` is ``None`` unless decoupled).
         method: Name of the merge method.
+        method_options: The options that it ran with.
         decoupled: Whether a modality's tokens run on its own delta.
+        merged_delta: Patterns, as above, of the merged text delta; ``None`` where the method makes
+            none.
         coefficients: See :meth:`modalloy.composition.coefficients.Coefficients.to_dict`.
         base: ``id`` and ``fingerprint`` of the base.
     """
@@ -80,7 +89,9 @@ class ModalloyConfig(PreTrainedConfig):
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     modalities: dict[str, Any] = field(default_factory=dict)
     method: str = "damc"
+    method_options: dict[str, Any] = field(default_factory=dict)
     decoupled: bool = True
+    merged_delta: list[Any] | None = None
     coefficients: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
     tie_word_embeddings: bool = False
@@ -112,6 +123,7 @@ class ModalloyConfig(PreTrainedConfig):
             raise FormatError("config.json: modalities must be a mapping", path="config.json")
         for name, entry in self.modalities.items():
             structure(entry, ModalityEntry, f"config.json, modality {name!r}")
+        self._check_merged()
         for key in ("token_type_id", "placeholder_id", "content_type"):
             values = [entry[key] for entry in self.modalities.values()]
             if len(set(values)) < len(values):
@@ -129,19 +141,56 @@ class ModalloyConfig(PreTrainedConfig):
                 kwargs.setdefault(key, getattr(self.text_config, f"_{key}", None))
         super().__post_init__(**kwargs)
 
+    def _check_merged(self) -> None:
+        if MERGED in self.modalities:
+            raise FormatError(
+                f"config.json: a modality is called {MERGED!r}, which stands for the merged text "
+                "delta; compose anew",
+                path="config.json",
+            )
+        if self.merged_delta is not None:
+            data = {"merged_delta": self.merged_delta}
+            structure(data, _MergedEntry, "config.json")
+
+    def text_deltas(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the patterns of the text stream's deltas by group, in the order of coefficients.
+
+        The groups are the modalities, and ``"merged"`` where there is a merged delta: beside them
+        if decoupled, in their place if not.
+        """
+        groups: dict[str, list[dict[str, Any]]] = {}
+        if self.decoupled or self.merged_delta is None:
+            groups = {name: entry["text_delta"] for name, entry in self.modalities.items()}
+        if self.merged_delta is not None:
+            groups[MERGED] = self.merged_delta
+        return groups
+
+    def modality_deltas(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the patterns of the modality deltas by modality; empty unless decoupled."""
+        entries = self.modalities.items() if self.decoupled else ()
+        return {name: entry["modality_delta"] for name, entry in entries}
+
     def read_coefficients(self) -> Coefficients:
         """Return the coefficients as values.
 
         Raises:
-            SpecError: They are malformed, or not those of these modalities.
+            SpecError: They are malformed, or not those of these groups.
         """
         if not self.coefficients and not self.modalities:
             return Coefficients((), ())
-        coefficients = Coefficients.from_dict(self.coefficients)
-        if coefficients.modalities != tuple(self.modalities):
+        return self.check_coefficients(Coefficients.from_dict(self.coefficients))
+
+    def check_coefficients(self, coefficients: Coefficients) -> Coefficients:
+        """Return coefficients that have the groups of this composition.
+
+        Raises:
+            SpecError: They are for others.
+        """
+        groups = tuple(self.text_deltas())
+        if coefficients.groups != groups:
             raise SpecError(
-                f"config.json: coefficients are for {', '.join(coefficients.modalities)}, the "
-                f"modalities are {', '.join(self.modalities)}; compose anew",
+                f"coefficients are for {', '.join(coefficients.groups)}, the groups of this "
+                f"composition are {', '.join(groups)}; give one value for each, or compose anew",
                 subject="coefficients",
             )
         return coefficients

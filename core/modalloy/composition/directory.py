@@ -1,13 +1,12 @@
 """The model directory: what a composition saves beside transformers' own files, and opening it."""
 
 import json
+import re
 import shutil
-from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -15,14 +14,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from modalloy.base import Base
 from modalloy.base_config import read_config
 from modalloy.checkpoints.safe_index import safe_index
 from modalloy.composition.configuration import ModalloyConfig
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
-from modalloy.composition.selection import Chosen
-from modalloy.deltas.lowrank import LowRankDelta
+from modalloy.composition.record import FORMAT_VERSION
 from modalloy.errors import FormatError, IntegrityError, MissingComponentError
 from modalloy.parent import ENCODER_FILE, sha256
 from modalloy.registry import Registry
@@ -34,78 +31,9 @@ AutoProcessor.register(ModalloyConfig, ModalloyProcessor)
 
 PROVENANCE_FILE = "modalloy.json"
 ENCODERS_FOLDER = "encoders"
-FORMAT_VERSION = 1
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+"""What may name a Hub repository; anything else is a path, and is not sent anywhere."""
 _PROVENANCE_KEYS = {"modalloy", "base", "method", "coefficients", "parents", "accounting"}
-
-
-def provenance(
-    model: ModalloyForConditionalGeneration,
-    base: Base,
-    chosen: Iterable[Chosen],
-    text: Mapping[str, LowRankDelta],
-    own: Mapping[str, LowRankDelta],
-    registry: Registry,
-) -> dict[str, Any]:
-    """Return where everything in a composition came from, as ``modalloy.json`` holds it."""
-    parents = []
-    for one in chosen:
-        manifest = one.manifest
-        owner = registry.owner("modality", one.modality)
-        parents.append(
-            {
-                "name": manifest.name,
-                "source": one.source,
-                "modality": one.modality,
-                "strategy": manifest.strategy,
-                "licence": manifest.licence,
-                "plugin": {"distribution": owner.distribution, "version": owner.version},
-                "requires": manifest.requires,
-                "base": attrs.asdict(manifest.base),
-                "files": manifest.files,
-                "training": manifest.training,
-                "scores": manifest.scores,
-            }
-        )
-    return {
-        "format_version": FORMAT_VERSION,
-        "modalloy": _version(),
-        "base": {"id": base.id, "fingerprint": attrs.asdict(base.fingerprint)},
-        "method": model.config.method,
-        "coefficients": model.config.coefficients,
-        "parents": parents,
-        "accounting": _accounting(model, base, chosen, text, own),
-    }
-
-
-def _accounting(
-    model: ModalloyForConditionalGeneration,
-    base: Base,
-    chosen: Iterable[Chosen],
-    text: Mapping[str, LowRankDelta],
-    own: Mapping[str, LowRankDelta],
-) -> list[dict[str, Any]]:
-    """Return one row per source and kind: how many tensors, and what became of them."""
-    rows: list[dict[str, Any]] = [
-        {"source": base.id, "part": "base", "tensors": len(safe_index(base.path)), "fate": "copied"}
-    ]
-    for one in chosen:
-        name = one.modality
-        deltas = [("text delta", text, "merged into the text stream")]
-        if model.config.decoupled:
-            shared = own.get(name) is text.get(name)
-            fate = "kept as its own stream" + (" (post-hoc: the text delta)" if shared else "")
-            deltas.append(("modality delta", own, fate))
-        for part, table, fate in deltas:
-            count = 2 * len(table[name].pairs)
-            rows.append({"source": one.source, "part": part, "tensors": count, "fate": fate})
-        connector = len(model.connectors[name].state_dict())
-        rows.append(
-            {"source": one.source, "part": "connector", "tensors": connector, "fate": "kept"}
-        )
-        shipped = (one.directory / ENCODER_FILE).is_file()
-        fate = "copied" if shipped else f"opened by encoder type {one.manifest.encoder.type!r}"
-        rows.append({"source": one.source, "part": "encoder", "tensors": None, "fate": fate})
-    return rows
 
 
 def write_extras(model: ModalloyForConditionalGeneration, directory: Path) -> None:
@@ -250,6 +178,11 @@ def read_provenance(directory: Path) -> dict[str, Any]:
 def _fetch(directory: str) -> Path:
     path = Path(directory)
     if not path.is_dir():
+        if not _HUB_ID.fullmatch(directory):
+            raise MissingComponentError(
+                f"{directory!r} is no directory; make a composition with `modalloy compose`",
+                component=directory,
+            )
         try:
             path = Path(
                 snapshot_download(directory, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
@@ -284,13 +217,6 @@ def _check_installed(config: ModalloyConfig, registry: Registry) -> None:
                 f'supplies; pip install "{entry.get("requires") or name}"',
                 component=kind,
             )
-
-
-def _version() -> str:
-    try:
-        return version("modalloy")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _model_card(model: ModalloyForConditionalGeneration) -> str:

@@ -21,11 +21,12 @@ class EncoderStore:
     Attributes:
         files: By modality, the ``encoder.safetensors`` that holds its weights; a modality that
             is not among them fetches its own.
+        registry: What is installed.
     """
 
     def __init__(self, modalities: Mapping[str, Any], registry: Registry) -> None:
         self._modalities = modalities
-        self._registry = registry
+        self.registry = registry
         self._open: dict[str, nn.Module] = {}
         self.files: dict[str, Path] = {}
 
@@ -89,7 +90,7 @@ class EncoderStore:
         """
         entry = self._modalities[modality]
         try:
-            return self._registry.encoder(entry["encoder"]["type"])
+            return self.registry.encoder(entry["encoder"]["type"])
         except UnknownNameError as error:
             requires = entry.get("requires")
             advice = f'pip install "{requires}"' if requires else "install the plugin that has it"

@@ -1,21 +1,26 @@
 """Stream-aware layers, and putting them into an opened language model.
 
-For a token of the text stream: ``y = W x + sum_m lambda_m s_m B_m A_m x``, with the text deltas of
-all parents stacked along R, so that the sum is two thin products whatever the number of parents.
+For a token of the text stream: ``y = W x + sum_g lambda_g s_g B_g A_g x``, with the text deltas of
+all groups (the parents', and what a merge method made of them) stacked along R, so that the sum is
+two thin products whatever the number of parents.
 For a token of modality m: ``y = W x + s_m B_m A_m x`` with that parent's modality delta
 (arXiv 2402.12750, section 3.2; token by token as in the authors' released code).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modalloy.composition.coefficients import order_groups
 from modalloy.composition.streams import OwnLayout, Routing, StackLayout, StreamRouter
 from modalloy.deltas.lowrank import LowRankDelta
 from modalloy.errors import DeltaError, InputError
+
+Entries = Mapping[str, Iterable[Mapping[str, Any]]]
+"""Patterns of deltas (module, rank, scale) by group or modality, see :func:`summarise`."""
 
 
 class StreamLinear(nn.Linear):
@@ -150,15 +155,13 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in model.named_modules() if type(m) is nn.Linear}
 
 
-def insert_streams(
-    model: nn.Module, modalities: Mapping[str, Any], *, decoupled: bool
-) -> StreamRouter:
+def insert_streams(model: nn.Module, text: Entries, own: Entries) -> StreamRouter:
     """Replace the linear layers that any delta reaches by stream-aware ones, weights at zero.
 
     Args:
         model: The causal language model, as transformers opened it.
-        modalities: ``modalities`` of :class:`~modalloy.composition.configuration.ModalloyConfig`.
-        decoupled: Whether the modality deltas are used.
+        text: Patterns of the text stream's deltas by group, in the order of coefficients.
+        own: Patterns of the modality deltas by modality; empty unless decoupled.
 
     Returns:
         The router that the layers share.
@@ -167,20 +170,16 @@ def insert_streams(
         DeltaError: A delta names a module that the model lacks or that is not a linear layer.
     """
     linears = linear_layers(model)
-    text = {n: expand_patterns(entry["text_delta"], linears) for n, entry in modalities.items()}
-    own = {
-        n: expand_patterns(entry["modality_delta"], linears)
-        for n, entry in modalities.items()
-        if decoupled
-    }
+    texts, owns = (
+        {name: expand_patterns(entries, linears) for name, entries in given.items()}
+        for given in (text, own)
+    )
     router = StreamRouter()
-    for module in sorted({m for table in (*text.values(), *own.values()) for m in table}):
+    for module in sorted({m for table in (*texts.values(), *owns.values()) for m in table}):
         layout = tuple(
-            (index, *text[name][module])
-            for index, name in enumerate(modalities)
-            if module in text[name]
+            (index, *table[module]) for index, table in enumerate(texts.values()) if module in table
         )
-        modality = {name: table[module] for name, table in own.items() if module in table}
+        modality = {name: table[module] for name, table in owns.items() if module in table}
         model.set_submodule(module, StreamLinear(linears[module], router, layout, modality))
     return router
 
@@ -254,15 +253,15 @@ def fill_streams(
 
     Args:
         model: The language model.
-        text: Text-stream delta by modality.
+        text: Text-stream delta by group.
         modality: Modality-stream delta by modality; empty unless decoupled.
 
     Raises:
         DeltaError: A pair's shape is not its layer's, or a pair found no place.
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, StreamLinear)}
-    names = sorted({*text, *modality})
-    for parent in names:
+    groups = order_groups(text)
+    for parent in order_groups({*text, *modality}):
         for kind, table in (("text", text), ("modality", modality)):
             for module, pair in table[parent].pairs.items() if parent in table else ():
                 layer = layers.get(module)
@@ -270,7 +269,7 @@ def fill_streams(
                     raise DeltaError(
                         f"{parent}: the {kind} delta of {module!r} found no place", tensor=module
                     )
-                a, b = _place(layer, kind, parent, names)
+                a, b = _place(layer, kind, parent, groups)
                 if a.shape != pair.A.shape or b.shape != pair.B.shape:
                     raise DeltaError(
                         f"{parent}: the {kind} delta of {module!r} has A {tuple(pair.A.shape)} "
@@ -284,14 +283,14 @@ def fill_streams(
 
 
 def _place(
-    layer: StreamLinear, kind: str, parent: str, names: list[str]
+    layer: StreamLinear, kind: str, parent: str, groups: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return views of A ``(R, I)`` and B ``(O, R)`` that hold one parent's pair in a layer."""
+    """Return views of A ``(R, I)`` and B ``(O, R)`` that hold one pair of a layer."""
     if kind == "modality":
         return layer.modality_A[parent], layer.modality_B[parent]
     start = 0
     for index, rank, _ in layer.text_layout:
-        if names[index] == parent and layer.text_A is not None and layer.text_B is not None:
+        if groups[index] == parent and layer.text_A is not None and layer.text_B is not None:
             return layer.text_A[start : start + rank], layer.text_B[:, start : start + rank]
         start += rank
     raise DeltaError(f"{parent}: the layer holds no text delta of it")

@@ -1,6 +1,5 @@
 """The composed model: one language model, with an encoder and a connector per modality."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,26 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from modalloy.composition.coefficients import (
+    Coefficients,
+    Spec,
+    make_coefficients,
+    named_honestly,
+)
 from modalloy.composition.configuration import ModalloyConfig
 from modalloy.composition.connecting import build_connector
+from modalloy.composition.embedding import MediaEmbedding
 from modalloy.composition.encoders import EncoderStore
 from modalloy.composition.folding import Folding
 from modalloy.composition.layers import insert_streams
 from modalloy.composition.loss import labelled_columns, labelled_loss
-from modalloy.composition.streams import check_types, route
+from modalloy.composition.streams import route
 from modalloy.errors import InputError
 from modalloy.modality import TEXT_TYPE_ID
 from modalloy.registry import Registry
 
-_FOREIGN = frozenset(
-    {
-        *GenerationConfig().to_dict(),
-        *("attention_mask", "cache_position", "input_ids", "inputs_embeds", "logits_processor"),
-        *("num_items_in_batch", "past_key_values", "position_ids", "return_dict", "token_type_ids"),
-    }
-)
-"""Arguments of transformers' own, which a modality of such a name must not capture."""
 
-
-class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, GenerationMixin):
     """Base, connectors and streams of a composition.
 
     Encoders are not among its parameters: each is opened when an input of its modality is first
@@ -70,7 +67,7 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         registry = registry or Registry.discover()
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.router = insert_streams(
-            self.language_model, config.modalities, decoupled=config.decoupled
+            self.language_model, config.text_deltas(), config.modality_deltas()
         )
         self.encoders = EncoderStore(config.modalities, registry)
         hidden = int(config.get_text_config().hidden_size)
@@ -83,8 +80,34 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.provenance: dict[str, Any] = {}
         self.folding = Folding(self.language_model)
         self.type_ids = {n: entry["token_type_id"] for n, entry in config.modalities.items()}
-        self.coefficients = config.read_coefficients()
+        self._coefficients = config.read_coefficients()
         self.post_init()
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """How much of each group of text deltas a prompt gets.
+
+        May be set, to :class:`~modalloy.composition.coefficients.Coefficients` or to what
+        ``compose`` takes for ``coefficients``; the next pass runs on them, and they are saved with
+        the model.
+
+        Raises:
+            SpecError: They are malformed, not known to the merge method, or for other groups.
+            UnknownNameError: A rule or values were given and the method is not installed.
+        """
+        return self._coefficients
+
+    @coefficients.setter
+    def coefficients(self, value: Coefficients | Spec) -> None:
+        if not isinstance(value, Coefficients):
+            rules = self.encoders.registry.merge_method(self.config.method).rules
+            value = make_coefficients(value, self.config.text_deltas(), rules)
+        value = self.config.check_coefficients(Coefficients.from_dict(value.to_dict()))
+        self._coefficients = named_honestly(value)
+        self.config.coefficients = self._coefficients.to_dict()
+        if self.provenance:
+            self.provenance = {**self.provenance, "coefficients": self.config.coefficients}
+        self.folding.drop()
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the base's token embedding."""
@@ -97,113 +120,6 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         """Return the base without its head."""
         return self.language_model.get_decoder()
-
-    def encode(self, modality: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Turn preprocessed inputs into embeddings.
-
-        Args:
-            modality: Name of the modality.
-            inputs: Tensors of its encoder's ``preprocess``, stacked over N inputs.
-
-        Returns:
-            ``(N, tokens, D)`` in the connector's dtype, prefix and suffix included.
-
-        Raises:
-            MissingComponentError: The encoder is not installed.
-        """
-        with torch.no_grad():
-            features = self.encoders.run(modality, inputs, self.device)
-        return self.connect(modality, features)
-
-    def connect(self, modality: str, features: torch.Tensor) -> torch.Tensor:
-        """Turn an encoder's features ``(N, K, F)`` into embeddings ``(N, tokens, D)``."""
-        connector = self.connectors[modality]
-        like = next(connector.parameters())
-        return connector(features.to(device=like.device, dtype=like.dtype))
-
-    def embed(
-        self, input_ids: torch.Tensor, types: torch.Tensor, inputs: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Return the embeddings of a prompt, inputs in place of their placeholders.
-
-        Args:
-            input_ids: ``(B, T)`` int64.
-            types: ``(B, T)`` ``mm_token_type_ids``.
-            inputs: ``<modality>_<tensor>``: preprocessed inputs ``(N, ...)``, or
-                ``<modality>_features (N, K, F)`` where they were encoded before.
-
-        Returns:
-            ``(B, T, D)``.
-
-        Raises:
-            InputError: A tensor belongs to no modality, or inputs and placeholders differ in
-                number, or there are placeholders and no inputs.
-        """
-        # Placeholders may have ids beyond the embedding; their rows are overwritten or unused.
-        text = torch.where(types == TEXT_TYPE_ID, input_ids, 0)
-        embeds = self.get_input_embeddings()(text)
-        groups = self._by_modality(inputs)
-        for name, value in self.type_ids.items() if bool(types.any()) else ():
-            if name not in groups and bool((types == value).any()):
-                raise InputError(
-                    f"{name}: the prompt has placeholder tokens and there are no inputs for them; "
-                    f"give the processor's {name}_* tensors beside input_ids"
-                )
-        for name, tensors in groups.items():
-            ready = tensors.get("features")
-            vectors = self.connect(name, ready) if ready is not None else self.encode(name, tensors)
-            mask = types == self.type_ids[name]
-            found, needed = int(mask.sum()), vectors.shape[0] * vectors.shape[1]
-            if found != needed:
-                raise InputError(
-                    f"{name}: the prompt has {found} placeholder tokens, {vectors.shape[0]} inputs "
-                    f"of {vectors.shape[1]} tokens need {needed}; lay the prompt out with the "
-                    "composition's own processor"
-                )
-            vectors = vectors.to(device=embeds.device, dtype=embeds.dtype).flatten(0, 1)
-            embeds = embeds.masked_scatter(mask[..., None], vectors)
-        return embeds
-
-    def _by_modality(
-        self, inputs: Mapping[str, torch.Tensor]
-    ) -> dict[str, dict[str, torch.Tensor]]:
-        """Group ``<modality>_<tensor>`` by modality, the longest matching name first."""
-        groups: dict[str, dict[str, torch.Tensor]] = {}
-        names = sorted(self.connectors, key=len, reverse=True)
-        for key in sorted(inputs):
-            owner = next((name for name in names if key.startswith(f"{name}_")), None)
-            if owner is None:
-                raise InputError(
-                    f"forward got {key!r}, which no modality of this composition takes; inputs "
-                    f"are named <modality>_<tensor>, the modalities are {', '.join(sorted(names))}"
-                )
-            groups.setdefault(owner, {})[key[len(owner) + 1 :]] = inputs[key]
-        return groups
-
-    def token_types(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        mm_token_type_ids: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Return ``(B, T)`` types, read off the placeholders where they are not given.
-
-        Raises:
-            InputError: A type is not the composition's, or there are both or no ids and
-                embeddings.
-        """
-        if mm_token_type_ids is not None:
-            check_types(mm_token_type_ids, self.type_ids)
-            return mm_token_type_ids
-        if input_ids is not None:
-            types = torch.zeros_like(input_ids)
-            for entry in self.config.modalities.values():
-                types[input_ids == entry["placeholder_id"]] = entry["token_type_id"]
-            return types
-        if inputs_embeds is not None:
-            shape, device = inputs_embeds.shape[:2], inputs_embeds.device
-            return torch.zeros(shape, dtype=torch.long, device=device)
-        raise InputError("give input_ids or inputs_embeds")
 
     def forward(
         self,
@@ -240,7 +156,7 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds, and not both")
-        media = self._take_media(kwargs)
+        media = self.take_media(kwargs)
         types = self.token_types(input_ids, inputs_embeds, mm_token_type_ids)
         given = inputs_embeds if input_ids is None else input_ids
         length = int(given.shape[1]) if given is not None else 0
@@ -276,12 +192,6 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is not None and columns is not None:
             outputs.loss = labelled_loss(outputs.logits, labels[:, columns + 1], items)
         return outputs
-
-    def _take_media(self, kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Take ``<modality>_<tensor>`` out of ``kwargs``, and nothing that transformers knows."""
-        prefixes = tuple(f"{name}_" for name in self.connectors)
-        names = [k for k in sorted(kwargs) if k.startswith(prefixes) and k not in _FOREIGN]
-        return {name: kwargs.pop(name) for name in names}
 
     def _check_history(self, types: torch.Tensor, cached: int, length: int) -> None:
         """Check that the types cover this pass, and the cache where coefficients look at it."""
@@ -329,7 +239,7 @@ class ModalloyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         embeds = kwargs.pop("inputs_embeds", None)
-        media = self._take_media(kwargs)
+        media = self.take_media(kwargs)
         if input_ids is None and embeds is None:
             raise InputError("generate needs input_ids or inputs_embeds")
         cache, types = kwargs.get("past_key_values"), kwargs.pop("mm_token_type_ids", None)

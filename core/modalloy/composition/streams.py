@@ -19,7 +19,7 @@ from modalloy.composition.coefficients import Coefficients
 from modalloy.errors import InputError, ModalloyError
 
 StackLayout = tuple[tuple[int, int, float], ...]
-"""How a layer's text deltas are stacked along R: (index of the modality, rank, scale) each."""
+"""How a layer's text deltas are stacked along R: (index of the group, rank, scale) each."""
 
 OwnLayout = tuple[tuple[str, int, float], ...]
 """A layer's modality deltas: (name of the modality, rank, scale) each, sorted by name."""
@@ -54,7 +54,7 @@ class Routing:
         streams: ``(name, start, stop)`` once tokens are sorted by type; the text stream is named
             ``""`` and comes first, though it may be empty.
         type_ids: Type by modality.
-        coefficients: ``(B, M)`` float32, or ``(1, M)`` where all rows have the same.
+        coefficients: ``(B, groups)`` float32, or ``(1, groups)`` where all rows have the same.
     """
 
     types: torch.Tensor
@@ -97,7 +97,7 @@ class Routing:
         used = [bool(self.coefficients[:, index].any()) for index, _, _ in layout]
         if not any(used):
             return None
-        # Parents at the ends of the stack that no row uses are cut off: a view, no copy.
+        # Groups at the ends of the stack that no row uses are cut off: a view, no copy.
         first, last = used.index(True), len(used) - used[::-1].index(True)
         start = sum(rank for _, rank, _ in layout[:first])
         columns = [
@@ -203,7 +203,7 @@ def route(
         types: ``(B, T)`` integers: ``mm_token_type_ids`` of the tokens of this pass.
         present: ``(B, M)`` bool: modalities in each row's whole prompt, cached tokens included.
         type_ids: Type of each modality, in sorted order of names.
-        coefficients: Of the composition, over the same modalities.
+        coefficients: Of the composition, over its groups.
         decoupled: Whether modality tokens leave the text stream.
     """
     batch, length = types.shape

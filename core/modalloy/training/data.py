@@ -12,10 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from modalloy.composition.content import flatten_message
+from modalloy.composition.features import FeatureCache
 from modalloy.composition.loss import IGNORED
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import FormatError, InputError, UnsafePathError
-from modalloy.training.features import FeatureCache
 
 ANSWERER = "assistant"
 """Role of the messages that are learnt."""

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from modalloy.composition.features import Progress
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.errors import ModalloyError
 from modalloy.training.config import StageConfig
 from modalloy.training.data import ChatDataset, Collator
-from modalloy.training.features import Progress
 from modalloy.training.parameters import GradientWatch, restore, trained_state
 from modalloy.training.records import (
     checkpoint_losses,

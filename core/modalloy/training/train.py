@@ -12,6 +12,7 @@ import attrs
 from safetensors.torch import load_file, save_file
 
 from modalloy.base import resolve_base
+from modalloy.composition.features import FeatureCache, Progress
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import FormatError, MissingComponentError
@@ -20,7 +21,6 @@ from modalloy.registry import Registry
 from modalloy.structured import structure
 from modalloy.training.config import StageConfig, TrainConfig
 from modalloy.training.data import ChatDataset, Collator
-from modalloy.training.features import FeatureCache, Progress
 from modalloy.training.opening import open_parent
 from modalloy.training.parameters import choose_trained
 from modalloy.training.records import (

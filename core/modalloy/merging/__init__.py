@@ -1,0 +1,1 @@
+"""Merging: parents' deltas become one, in closed form and without data."""
