@@ -134,8 +134,8 @@ def test_compose_shows_parents_coefficients_and_every_tensor(shell: Shell, weigh
     ("words", "code", "message"),
     [
         (["one.txt"], 1, "one.txt exists; choose another place or remove it"),
-        (["out", "--method", "dmac"], 1, ("unknown merge method 'dmac'; known: damc, naive. Did "
-         "you mean 'damc'?")),
+        (["out", "--method", "dmac"], 1, ("unknown merge method 'dmac'; known: damc, damc-ties, "
+         "factor-mean, mmer, naive, swudi, ties. Did you mean 'damc'?")),
         (["out", "--method", "naive"], 1, "modality 'sight' has only decoupled ones for base"),
         (["out", "--modality", "sigth"], 1, "Did you mean 'sight'?"),
         (["out", "--coefficients", "presense"], 1, "Did you mean 'presence'?"),
@@ -253,7 +253,7 @@ def test_ask_of_what_is_no_composition(shell: Shell, weights: Path) -> None:
     code, _, err = shell("ask", weights / "base", "what")
     assert (code, "holds a 'llama' model, not a composition" in err) == (1, True)
     code, _, err = shell("ask", "./nowhere", "what")
-    assert (code, "neither a directory nor a Hub repository" in err) == (1, True)
+    assert (code, "'./nowhere' is no directory" in err) == (1, True)
 
 
 def test_a_question_may_begin_with_dashes(shell: Shell, composed: Path) -> None:
@@ -289,8 +289,31 @@ def test_inspect_a_composition(shell: Shell, composed: Path) -> None:
     assert data == json.loads((composed / "modalloy.json").read_text())
     code, out, _ = shell("inspect", composed)
     assert code == 0
-    for words in ("damc over base", "text alone", "sight+sound", "toys-sight 1.0", "copied"):
+    for words in ("damc over base", "text alone", "several kinds", "toys-sight 1.0", "copied"):
         assert words in out
+
+
+def test_a_merge_is_composed_with_options_and_shown(shell: Shell, weights: Path) -> None:
+    words = ("compose", "merged", "--base", weights / "base", "--method", "damc-ties")
+    code, out, err = shell(*words, "--option", "density=0.5", "--option", "rank=3")
+    assert code == 0, err
+    assert "merging the text deltas of sight, sound by 'damc-ties'" in err
+    code, again, _ = shell("inspect", "merged")
+    for shown in (out, again):
+        assert "merged by damc-ties: density 0.5, rank 3, scale 1" in shown
+        assert "relative error: mean 0." in shown
+        assert "kept beside it" in shown
+        rows = {line.strip().split("  ")[0]: line.split() for line in shown.splitlines()}
+        assert rows["inputs in the prompt"][-3:] == ["sight", "sound", "merged"]
+        assert rows["sound"][-3:] == ["0", "1", "0"]
+        assert rows["several kinds"][-3:] == ["0", "0", "1"]
+    for option, message in (
+        ("rank", "--option: 'rank' is not NAME=NUMBER"),
+        ("rank=0.5", "option 'rank' must be an integer, found 0.5"),
+        ("rnk=1", "has no option 'rnk'; it takes density, rank, scale. Did you mean 'rank'?"),
+    ):
+        code, _, err = shell(*words[:1], "other", *words[2:], "--option", option)
+        assert (code, message in err) == (1, True), err
 
 
 def test_inspect_refuses(shell: Shell, weights: Path) -> None:

@@ -21,16 +21,23 @@ Importing this package imports neither torch nor any plugin; names are loaded wh
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from modalloy.benchmark import Benchmark
 from modalloy.errors import ModalloyError
 from modalloy.hookspecs import hookimpl
 from modalloy.modality import API_VERSION, Connector, Encoder, MergeMethod, Modality
 from modalloy.parent import Parent
 
 if TYPE_CHECKING:
-    from modalloy.composition.compose import compose, load
+    from modalloy.composition.compose import load
     from modalloy.composition.configuration import ModalloyConfig
     from modalloy.composition.modeling import ModalloyForConditionalGeneration
     from modalloy.composition.processing import ModalloyProcessor
+    from modalloy.evaluation.composing import compose
+    from modalloy.evaluation.questions import Question
+    from modalloy.evaluation.results import Results, paired_interval
+    from modalloy.evaluation.run import evaluate
+    from modalloy.evaluation.search import search_coefficients
+    from modalloy.evaluation.searched import SearchResult
     from modalloy.registry import Registry
 
 __version__ = "0.1.0"
@@ -39,13 +46,20 @@ _LAZY = {
     "ModalloyConfig": "modalloy.composition.configuration",
     "ModalloyForConditionalGeneration": "modalloy.composition.modeling",
     "ModalloyProcessor": "modalloy.composition.processing",
+    "Question": "modalloy.evaluation.questions",
     "Registry": "modalloy.registry",
-    "compose": "modalloy.composition.compose",
+    "Results": "modalloy.evaluation.results",
+    "SearchResult": "modalloy.evaluation.searched",
+    "compose": "modalloy.evaluation.composing",
+    "evaluate": "modalloy.evaluation.run",
     "load": "modalloy.composition.compose",
+    "paired_interval": "modalloy.evaluation.results",
+    "search_coefficients": "modalloy.evaluation.search",
 }
 
 __all__ = [
     "API_VERSION",
+    "Benchmark",
     "Connector",
     "Encoder",
     "MergeMethod",
@@ -55,10 +69,16 @@ __all__ = [
     "ModalloyForConditionalGeneration",
     "ModalloyProcessor",
     "Parent",
+    "Question",
     "Registry",
+    "Results",
+    "SearchResult",
     "compose",
+    "evaluate",
     "hookimpl",
     "load",
+    "paired_interval",
+    "search_coefficients",
 ]
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from modalloy.benchmark import Benchmark
 from modalloy.modality import Connector, Encoder, MergeMethod, Modality
 from modalloy.parent import Parent
 
@@ -53,6 +54,11 @@ def register_parents(register: Callable[[Parent], None]) -> None:
 @hookspec
 def register_merge_methods(register: Callable[[MergeMethod], None]) -> None:
     """Offer ways to turn parents' deltas into the streams of a composition."""
+
+
+@hookspec
+def register_benchmarks(register: Callable[[Benchmark], None]) -> None:
+    """Offer sets of questions, by the name that ``modalloy evaluate`` uses."""
 
 
 @hookspec

@@ -14,6 +14,7 @@ import attrs
 import pluggy
 
 from modalloy import hookspecs
+from modalloy.benchmark import Benchmark
 from modalloy.errors import DuplicateNameError, SpecError, nearest
 from modalloy.hookspecs import GROUP
 from modalloy.modality import Connector, Encoder, MergeMethod, Modality
@@ -22,7 +23,7 @@ from modalloy.parent import Parent
 BUILTIN = "builtin"
 """Name under which the core's own offers are registered; no plugin may take it."""
 
-Spec: TypeAlias = Modality | Encoder | Connector | Parent | MergeMethod
+Spec: TypeAlias = Modality | Encoder | Connector | Parent | MergeMethod | Benchmark
 
 
 @attrs.frozen
@@ -56,6 +57,7 @@ KINDS = (
     Kind("connector", "connectors", Connector),
     Kind("parent", "parents", Parent),
     Kind("merge_method", "merge_methods", MergeMethod),
+    Kind("benchmark", "benchmarks", Benchmark),
 )
 """In the order in which the hooks are called."""
 
@@ -93,6 +95,7 @@ class PluginReport:
     connectors: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
     merge_methods: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
 
     @property
     def origin(self) -> str:

@@ -8,6 +8,7 @@ from typing import Self, TypeVar, cast
 
 import modalloy
 from modalloy import builtin
+from modalloy.benchmark import Benchmark
 from modalloy.discovery import (
     DENY_VARIABLE,
     PluginReport,
@@ -120,6 +121,11 @@ class Registry:
         """The merge methods in use, by name, sorted."""
         return self._table(MergeMethod)
 
+    @property
+    def benchmarks(self) -> Mapping[str, Benchmark]:
+        """The benchmarks in use, by name, sorted."""
+        return self._table(Benchmark)
+
     def parents(self, base: str | None = None, modality: str | None = None) -> tuple[Parent, ...]:
         """Return the parents in use, sorted by name.
 
@@ -163,12 +169,16 @@ class Registry:
         """Return a merge method by name; errors as :meth:`modality`."""
         return self._lookup(MergeMethod, name)
 
+    def benchmark(self, name: str) -> Benchmark:
+        """Return a benchmark by name; errors as :meth:`modality`."""
+        return self._lookup(Benchmark, name)
+
     def owner(self, kind: str, name: str) -> PluginReport:
         """Return the report of the plugin that supplies a name.
 
         Args:
-            kind: ``"modality"``, ``"encoder"``, ``"connector"``, ``"parent"`` or
-                ``"merge_method"``.
+            kind: ``"modality"``, ``"encoder"``, ``"connector"``, ``"parent"``,
+                ``"merge_method"`` or ``"benchmark"``.
             name: The name; errors as :meth:`modality`.
         """
         kinds = {known.name: known.type for known in KINDS}

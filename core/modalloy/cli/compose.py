@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,14 @@ from modalloy.cli.output import (
     print_note,
     print_table,
 )
+from modalloy.cli.progress import progress_bar
+from modalloy.cli.search import read_table, show_search
+from modalloy.composition.coefficients import order_groups
 from modalloy.errors import FormatError, SpecError
+from modalloy.modality import MERGED
 
 
-def command(
+def command(  # noqa: PLR0913 - the options of the command line
     out: Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")],
     *,
     base: Annotated[str, typer.Option(help="smollm2, a directory, or a Hub id.")] = "smollm2",
@@ -34,30 +39,53 @@ def command(
     coefficients: Annotated[
         str | None,
         typer.Option(
-            help="Rule (presence, uniform; with naive: mean, sum), or values: vision=0.5,audio=1; "
-            "a set of modalities present before a colon: vision+audio:vision=0.5,audio=0.5;..."
+            help="Rule (presence, uniform; with naive: mean, sum, zero), search, FILE.json that "
+            "`modalloy search` wrote, or values: "
+            "vision=0.5,audio=1 (and merged=1 where the method merges); a set of modalities "
+            "present before a colon: vision+audio:vision=0.5,audio=0.5;..."
         ),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Option of the merge method, such as density=0.3 (repeatable)."),
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --coefficients search: JSONL file of questions, or directory with "
+            "val-*.jsonl."
+        ),
+    ] = None,
+    search: Annotated[str, typer.Option(help="grid, tpe or stability.")] = "grid",
+    work: Annotated[
+        Path | None, typer.Option(help="Directory that keeps a search's features and answers.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Compose the installed modalities over one base and save the model."""
     if out.exists():
         raise FormatError(f"{out} exists; choose another place or remove it", path=out)
-    spec = parse_coefficients(coefficients)
-    from modalloy.composition.compose import compose
+    spec, options = parse_coefficients(coefficients), parse_options(option or ())
+    from modalloy.evaluation.composing import SEARCH, compose
 
     hush_transformers()
     started = time.perf_counter()
-    model, processor = compose(
-        base,
-        modalities=modality,
-        parents=parent or (),
-        method=method,
-        coefficients=spec,
-        dtype=dtype,
-        progress=print_note,
-    )
+    with progress_bar(silent=spec != SEARCH) as progress:
+        asked = {"strategy": search, "seed": seed, "work": work, "progress": progress}
+        model, processor = compose(
+            base,
+            modalities=modality,
+            parents=parent or (),
+            method=method,
+            method_options=options,
+            coefficients=spec,
+            validation=validation,
+            search=asked if spec == SEARCH else None,
+            dtype=dtype,
+            progress=print_note,
+        )
     save(model, processor, out)
     seconds = time.perf_counter() - started
     if as_json:
@@ -67,7 +95,10 @@ def command(
         (p["modality"], p["name"], p["strategy"], p["licence"]) for p in model.provenance["parents"]
     ]
     print_table(f"{method} over {base}", ("modality", "parent", "strategy", "licence"), rows)
+    show_merge(model.provenance)
     show_coefficients(model.provenance["coefficients"])
+    if "search" in model.provenance:
+        show_search(model.provenance["search"])
     account = [
         (row["source"], row["part"], row["tensors"] or "", row["fate"])
         for row in model.provenance["accounting"]
@@ -98,25 +129,45 @@ def save(model: Any, processor: Any, out: Path) -> None:
         raise FormatError(f"{out} cannot be written: {error}", path=out) from error
 
 
+def show_merge(record: dict[str, Any]) -> None:
+    """Print how the deltas of a composition were merged, where its method has more to say."""
+    options = record.get("method_options") or {}
+    if options:
+        shown = ", ".join(f"{name} {value:g}" for name, value in options.items())
+        print_line(f"merged by {record['method']}: {shown}")
+    for name, value in (record.get("merge") or {}).items():
+        shown = value
+        if isinstance(value, dict):
+            shown = ", ".join(f"{key} {number:g}" for key, number in value.items())
+        print_line(f"{name.replace('_', ' ')}: {shown}")
+
+
 def show_coefficients(coefficients: dict[str, Any]) -> None:
-    """Print the coefficients of a composition."""
-    names = list(coefficients["default"])
+    """Print the coefficients of a composition, one row per set of modalities present."""
+    names = list(order_groups(coefficients["default"]))
     rows = [
         (key or "text alone", *(f"{row[name]:g}" for name in names))
         for key, row in coefficients["table"].items()
     ]
-    other = "any prompt" if not rows else "others"
-    rows.append((other, *(f"{coefficients['default'][name]:g}" for name in names)))
+    modalities = [name for name in names if name != MERGED]
+    if len(rows) < 2 ** len(modalities):
+        rest = "others" if rows else "any prompt"
+        if {"", *modalities} <= coefficients["table"].keys():
+            rest = "several kinds" if len(rows) == 1 + len(modalities) else "other sets"
+        rows.append((rest, *(f"{coefficients['default'][name]:g}" for name in names)))
     title = f"Text-stream coefficients ({coefficients['rule']})"
     print_table(title, ("inputs in the prompt", *names), rows)
 
 
 def parse_coefficients(text: str | None) -> Any:
-    """Read ``--coefficients``: a rule, values by modality, or values by set.
+    """Read ``--coefficients``: a rule, a file's table, values by modality, or values by set.
 
     Raises:
         SpecError: The text is none of these.
+        FormatError: The file holds no table.
     """
+    if text is not None and text.endswith(".json"):
+        return read_table(Path(text))
     if text is None or "=" not in text:
         return text
     groups = [group for group in text.split(";") if group.strip()]
@@ -132,6 +183,22 @@ def parse_coefficients(text: str | None) -> Any:
             )
         table[frozenset(filter(None, key.strip().split("+")))] = _values(values)
     return table
+
+
+def parse_options(given: Iterable[str]) -> dict[str, float]:
+    """Read ``--option NAME=NUMBER``; a number without a point is an integer.
+
+    Raises:
+        SpecError: One is not of that form.
+    """
+    options: dict[str, float] = {}
+    for item in given:
+        name, _, value = item.partition("=")
+        try:
+            options[name.strip()] = int(value) if value.strip().isdecimal() else float(value)
+        except ValueError as error:
+            raise SpecError(f"--option: {item!r} is not NAME=NUMBER", subject="option") from error
+    return options
 
 
 def _values(text: str) -> dict[str, float]:

@@ -136,7 +136,8 @@ def _show_parent(data: dict[str, Any]) -> None:
 
 
 def _show_composition(data: dict[str, Any]) -> None:
-    from modalloy.cli.compose import show_coefficients
+    from modalloy.cli.compose import show_coefficients, show_merge
+    from modalloy.cli.search import show_search
 
     base = data["base"]
     shown = "/".join(value[:12] for value in base["fingerprint"].values())
@@ -155,7 +156,12 @@ def _show_composition(data: dict[str, Any]) -> None:
             for p in data["parents"]
         ],
     )
+    show_merge(data)
     show_coefficients(data["coefficients"])
+    if "search" in data:
+        show_search(data["search"])
+        if data["search"]["coefficients"] != data["coefficients"]:
+            print_line("the coefficients were set anew after the search")
     print_table(
         "Every tensor",
         ("from", "part", "tensors", "fate"),

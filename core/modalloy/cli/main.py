@@ -39,6 +39,8 @@ COMMANDS = {
     "compose": LazyCommand("modalloy.cli.compose:command", "Make one model of the modalities."),
     "ask": LazyCommand("modalloy.cli.ask:command", "Ask a composed model about inputs."),
     "inspect": LazyCommand("modalloy.cli.inspect:command", "Show a parent or a composition."),
+    "evaluate": LazyCommand("modalloy.cli.evaluate:command", "Measure a model on a benchmark."),
+    "search": LazyCommand("modalloy.cli.search:command", "Search a model's coefficients."),
     "train": LazyCommand("modalloy.cli.train:command", "Train a parent for a modality."),
     "plugins": LazyCommand("modalloy.cli.plugins:command", "List plugins, or check one."),
 }
@@ -151,6 +153,9 @@ def _load_command(name: str, target: str) -> Any:
     return command
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, which typer leaves with silently."""
+
 app = typer.Typer(
     cls=CommandGroup,
     name="modalloy",
@@ -202,3 +207,7 @@ def run() -> None:
         except ModalloyError as error:
             print_error(str(error))
             sys.exit(1)
+        except SystemExit as end:
+            if end.code == INTERRUPTED:
+                print_error("stopped by the keyboard; nothing half-written was left", "interrupted")
+            raise

@@ -1,129 +1,139 @@
-"""Scoring answers: the likelihood of given options, and free-form greedy answers."""
+"""Answers of a composition: the likeliest of given options, and free-form greedy answers."""
 
-import json
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import StoppingCriteria, StoppingCriteriaList
 
+from modalloy.composition.features import FeatureStore
 from modalloy.composition.loss import IGNORED
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
-from modalloy.errors import FormatError
-from modalloy.structured import structure
+from modalloy.evaluation.prompts import Progress, Prompt, batches, grouped, lay_out, model_inputs
+from modalloy.evaluation.questions import Question, read_questions
+from modalloy.evaluation.trees import Opening, grow, open_group, takes_trees, tree_scores
 
-Progress = Callable[[str, int, int], None]
+__all__ = ["Question", "answer_freely", "choose_options", "read_questions", "score_options"]
 
+BATCH = 32
+"""Questions at a time, unless a caller says otherwise."""
 
-@attrs.frozen(kw_only=True)
-class Question:
-    """A question with options.
+LOGITS = 2**28
+"""Most logits of one pass over options; a batch is cut where there would be more."""
 
-    Attributes:
-        id: Unique in its file.
-        kind: Name of the set it belongs to.
-        messages: The conversation; media by absolute path.
-        options: Possible answers, as the parents were trained to write them.
-        answer: Index of the right one.
-        reference: The exact free-form answer, where there is one.
-        objects: What it is about, for tests that resample by object.
-    """
-
-    id: str
-    kind: str
-    messages: list[dict[str, Any]]
-    options: list[str]
-    answer: int
-    reference: str | None = None
-    objects: list[str] = attrs.Factory(list)
+Found = Callable[[int, Any], None]
+"""Called with the place of a question and its answer, in whatever order they come."""
 
 
-def read_questions(file: Path) -> list[Question]:
-    """Read a JSONL file of questions; their media are relative to its directory.
-
-    Raises:
-        FormatError: The file is missing or malformed.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise FormatError(f"{file} cannot be read: {error}", path=file) from error
-    questions = []
-    for number, line in enumerate(lines, start=1):
-        where = f"{file}, line {number}"
-        try:
-            question = structure(json.loads(line), Question, where)
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{where} is not valid JSON: {error}", path=file) from error
-        if not 0 <= question.answer < len(question.options):
-            raise FormatError(f"{where}: answer {question.answer} is no option", path=file)
-        if any("content" not in message for message in question.messages):
-            raise FormatError(f"{where}: a message has no content", path=file)
-        messages = [_absolute(message, file.parent) for message in question.messages]
-        questions.append(attrs.evolve(question, messages=messages))
-    return questions
-
-
-def _absolute(message: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    content = message["content"]
-    if isinstance(content, str):
-        return dict(message)
-    parts = [{**p, "path": root / p["path"]} if "path" in p else p for p in content]
-    return {**message, "content": parts}
-
-
-@torch.no_grad()
 def choose_options(
     model: ModalloyForConditionalGeneration,
     processor: ModalloyProcessor,
     questions: Sequence[Question],
     *,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
     progress: Progress = lambda *_: None,
 ) -> list[int]:
-    """Return the option of highest likelihood for each question.
-
-    The prompt is read once; its cache is then shared by all options. An option's likelihood is
-    the sum of its tokens' log-probabilities, end of turn included.
-    """
-    chosen: list[int] = []
-    for batch in _batches(questions, batch_size):
-        prompts = [q.messages for q in batch]
-        inputs = processor.apply_chat_template(prompts, add_generation_prompt=True)
-        inputs = inputs.to(model.device)
-        options, counts = _tokenize_options(processor, batch, model.device)
-        scores = _continuation_scores(model, inputs, options, counts)
-        chosen += [int(part.argmax()) for part in scores.split(counts)]
-        progress("options", len(chosen), len(questions))
-    return chosen
+    """Return the option of highest likelihood for each question; see :func:`score_options`."""
+    scores = score_options(model, processor, questions, batch_size=batch_size, progress=progress)
+    return [row.index(max(row)) for row in scores]
 
 
-def _tokenize_options(
-    processor: ModalloyProcessor, batch: Sequence[Question], device: torch.device
-) -> tuple[torch.Tensor, list[int]]:
-    """Return ids ``(sum of options, L)``, :data:`IGNORED` beyond an option's end, and counts."""
-    end = processor.tokenizer.eos_token
-    texts = [option + end for question in batch for option in question.options]
-    encoded = processor.tokenizer(
-        texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
-    ).to(device)
-    ids = torch.where(encoded["attention_mask"].bool(), encoded["input_ids"], IGNORED)
-    return ids, [len(question.options) for question in batch]
-
-
-def _continuation_scores(
+@torch.no_grad()
+def score_options(
     model: ModalloyForConditionalGeneration,
-    inputs: Mapping[str, torch.Tensor],
-    options: torch.Tensor,
-    counts: list[int],
-) -> torch.Tensor:
-    """Return the log-likelihood of every option after its prompt, ``(sum of options,)``."""
-    prompt = model(**inputs, use_cache=True, logits_to_keep=1)
-    repeats = torch.tensor(counts, device=options.device)
-    rows = torch.arange(len(counts), device=options.device).repeat_interleave(repeats)
+    processor: ModalloyProcessor,
+    questions: Sequence[Question],
+    *,
+    batch_size: int = BATCH,
+    features: FeatureStore | None = None,
+    found: Found = lambda *_: None,
+    progress: Progress = lambda *_: None,
+) -> list[list[float]]:
+    """Return the log-likelihood of each option of each question.
+
+    It is the sum of the log-probabilities of the option's tokens, end of turn included.
+
+    Args:
+        model: The composition.
+        processor: Its processor.
+        questions: With options.
+        batch_size: Questions at a time.
+        features: Supplies encoded inputs.
+        found: Told each question's scores as soon as they are known.
+        progress: Told after every batch.
+    """
+    store = features or FeatureStore()
+    scores: list[list[float]] = [[] for _ in questions]
+    done = 0
+    trees = takes_trees(model)
+    with _unfolded(model):
+        for group in grouped(lay_out(processor, questions)):
+            opening = open_group(model, processor, group, store) if trees else Opening(0)
+            for batch in _fitting(group, batch_size, model.config.get_text_config().vocab_size):
+                inputs = store.batch(model, processor, [one for p in batch for one in p.inputs])
+                if trees:
+                    rows = tree_scores(model, batch, opening, inputs)
+                else:
+                    rows = cached_scores(model, processor, batch, inputs)
+                for prompt, row in zip(batch, rows, strict=True):
+                    scores[prompt.place] = row
+                    found(prompt.place, row)
+                done += len(batch)
+                progress("options", done, len(questions))
+    return scores
+
+
+def _fitting(group: Sequence[Prompt], size: int, vocabulary: int) -> Iterator[list[Prompt]]:
+    """Yield batches of at most ``size`` prompts whose logits stay below :data:`LOGITS`."""
+    batch: list[Prompt] = []
+    widest = 0
+    for prompt in group:
+        width = 1 + len(grow(prompt.options).tokens)
+        if batch and (
+            len(batch) == size or (len(batch) + 1) * max(widest, width) * vocabulary > LOGITS
+        ):
+            yield batch
+            batch, widest = [], 0
+        batch.append(prompt)
+        widest = max(widest, width)
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def _unfolded(model: ModalloyForConditionalGeneration) -> Iterator[None]:
+    """Keep passes over options from being taken for decoding, whose weights would be folded."""
+    limit = model.folding.limit
+    model.folding.limit = 0
+    try:
+        yield
+    finally:
+        model.folding.limit = limit
+
+
+def cached_scores(
+    model: ModalloyForConditionalGeneration,
+    processor: ModalloyProcessor,
+    batch: Sequence[Prompt],
+    features: Mapping[str, torch.Tensor],
+) -> list[list[float]]:
+    """Return what :func:`~modalloy.evaluation.trees.tree_scores` does, for any base.
+
+    The prompt is read once; its cache is then copied for each option.
+    """
+    inputs = model_inputs(batch, processor, model.device)
+    counts = [len(prompt.options) for prompt in batch]
+    options = pad_sequence(
+        [torch.tensor(option) for prompt in batch for option in prompt.options],
+        batch_first=True,
+        padding_value=IGNORED,
+    ).to(model.device)
+    prompt = model(**inputs, **features, use_cache=True, logits_to_keep=1)
+    rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(model.device)
     cache = prompt.past_key_values
     cache.reorder_cache(rows)
     attention = inputs["attention_mask"].index_select(0, rows)
@@ -140,7 +150,24 @@ def _continuation_scores(
     losses = F.cross_entropy(
         logits.transpose(1, 2), options, ignore_index=IGNORED, reduction="none"
     )
-    return -losses.sum(dim=1)
+    return [part.tolist() for part in (-losses.sum(dim=1)).split(counts)]
+
+
+class _FirstCharacter(StoppingCriteria):
+    """Ends a row once its answer has a character that is not white space."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        """Return ``(B,)`` bool; ``input_ids`` holds the answers alone."""
+        del scores, kwargs
+        texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+        # The first byte of a character of several decodes to a replacement mark.
+        ended = [bool(text.strip()) and not text.strip().startswith("\ufffd") for text in texts]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 @torch.no_grad()
@@ -149,25 +176,46 @@ def answer_freely(
     processor: ModalloyProcessor,
     questions: Sequence[Question],
     *,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
     max_new_tokens: int = 12,
+    first_character: bool = False,
+    features: FeatureStore | None = None,
+    found: Found = lambda *_: None,
     progress: Progress = lambda *_: None,
 ) -> list[str]:
-    """Return the greedy answer to each question, without its end-of-turn token."""
-    answers: list[str] = []
-    for batch in _batches(questions, batch_size):
-        prompts = [q.messages for q in batch]
-        inputs = processor.apply_chat_template(prompts, add_generation_prompt=True)
+    """Return the greedy answer to each question, without its end-of-turn token.
+
+    Args:
+        model: The composition.
+        processor: Its processor.
+        questions: What is asked.
+        batch_size: Questions at a time.
+        max_new_tokens: Longest answer.
+        first_character: Whether an answer may end as soon as its first character is known.
+        features: Supplies encoded inputs.
+        found: Told each question's answer as soon as it is known.
+        progress: Told after every batch.
+    """
+    store = features or FeatureStore()
+    answers = [""] * len(questions)
+    done = 0
+    stop = StoppingCriteriaList([_FirstCharacter(processor.tokenizer)] if first_character else [])
+    for batch in batches(lay_out(processor, questions), batch_size):
+        inputs = model_inputs(batch, processor, model.device)
+        media = store.batch(model, processor, [one for p in batch for one in p.inputs])
         out = model.generate(
-            **inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False
+            # Embeddings instead of ids, so that only what is new comes back.
+            inputs_embeds=model.embed(inputs["input_ids"], inputs["mm_token_type_ids"], media),
+            attention_mask=inputs["attention_mask"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            stopping_criteria=stop,
         )
-        new = out[:, inputs["input_ids"].shape[1] :]
-        decoded = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-        answers += [text.strip() for text in decoded]
-        progress("answers", len(answers), len(questions))
+        decoded = processor.tokenizer.batch_decode(out, skip_special_tokens=True)
+        for prompt, text in zip(batch, decoded, strict=True):
+            answers[prompt.place] = text.strip()
+            found(prompt.place, text.strip())
+        done += len(batch)
+        progress("answers", done, len(questions))
     return answers
-
-
-def _batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
-    for start in range(0, len(questions), size):
-        yield questions[start : start + size]

@@ -1,0 +1,266 @@
+"""Coefficient search: a row of the presence table for each set of modalities, found on questions.
+
+What DAMC's authors call adaptive adjustment (arXiv 2402.12750, section 3.3): coefficients chosen on
+a validation set. Here each set of modalities has a row of its own, so that what is found for two
+modalities changes nothing for one, where every parent stays whole.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from modalloy.composition.coefficients import Coefficients, make_coefficients
+from modalloy.composition.features import FeatureStore
+from modalloy.composition.modeling import ModalloyForConditionalGeneration
+from modalloy.composition.processing import ModalloyProcessor
+from modalloy.errors import InputError, SpecError, nearest
+from modalloy.evaluation.answers import AnswerLog, model_fingerprint, question_digest
+from modalloy.evaluation.candidates import METRICS, Ground, Row
+from modalloy.evaluation.prompts import Progress
+from modalloy.evaluation.questions import Question
+from modalloy.evaluation.run import FEATURES_FOLDER, missing_kinds
+from modalloy.evaluation.searched import SearchResult, SubsetSearch
+from modalloy.evaluation.strategies import (
+    import_optuna,
+    search_grid,
+    search_stability,
+    search_tpe,
+)
+
+SEARCH_FILE = "search.jsonl"
+"""File of the work directory that keeps the candidates' answers."""
+
+STRATEGIES = {
+    "grid": "equal values over a small grid, by successive halving",
+    "tpe": "the grid, then optuna's TPE over one coefficient per parent",
+    "stability": "the scale at which answers change least; looks at no label",
+}
+"""The ways to search."""
+
+TRIALS = 24
+"""Proposals of TPE for each set, unless a caller says otherwise."""
+
+
+def search_coefficients(  # noqa: PLR0913 - all but three are options by name
+    model: ModalloyForConditionalGeneration,
+    processor: ModalloyProcessor,
+    questions: Iterable[Question],
+    *,
+    strategy: str = "grid",
+    metric: str = "logprob",
+    subsets: Iterable[Iterable[str]] | None = None,
+    trials: int = TRIALS,
+    seed: int = 0,
+    work: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> SearchResult:
+    """Find coefficients for sets of modalities on a composition's own answers.
+
+    The model is left as it was; the result's ``apply`` makes it run on what was found. A set keeps
+    its row unless another is better by the metric, over all its questions. Without labels
+    (``"stability"``) the row of the steadiest answers is taken, and the metric is not looked at.
+
+    Args:
+        model: The composition, of a method that knows coefficients by presence.
+        processor: Its processor.
+        questions: Of a validation split, never the test's; each serves the set of modalities that
+            its inputs have. Labels are not needed by ``"stability"``, nor options.
+        strategy: Name among :data:`STRATEGIES`.
+        metric: Name among :data:`~modalloy.evaluation.candidates.METRICS`.
+        subsets: Sets of modalities to search. All that questions have, of two modalities or more,
+            if left out: alone, a parent is whole with coefficient 1.
+        trials: Proposals of TPE for each set.
+        seed: Of the order of questions, and of TPE.
+        work: Directory that keeps features and answers (``search.jsonl``); a broken run goes on.
+        progress: Told after every candidate.
+
+    Raises:
+        SpecError: An option is unknown, or the merge method knows no coefficients by presence.
+        InputError: No question serves a set, or one has no label where labels are needed.
+        MissingComponentError: Optuna is not installed, and TPE was asked for.
+        FormatError: What ``work`` holds is damaged, or cannot be written.
+    """
+    started = time.perf_counter()
+    start = _check(model, strategy, metric, trials)
+    asked = list(questions)
+    skipped = missing_kinds(processor, asked)
+    by_set = _by_set(processor, [one for one in asked if one.kind not in skipped], seed)
+    chosen = _choose(by_set, subsets, tuple(model.config.modalities), skipped)
+    if strategy != "stability":
+        _check_labels(by_set, chosen)
+    own = model.coefficients
+    store = FeatureStore(work / FEATURES_FOLDER if work else None)
+    log = AnswerLog(work / SEARCH_FILE if work else None)
+    found: list[SubsetSearch] = []
+    reused = 0
+    try:
+        model.coefficients = Coefficients(start.groups, (0.0,) * len(start.groups))
+        identity = model_fingerprint(model)
+        for present in chosen:
+            ground = Ground(
+                model=model,
+                processor=processor,
+                store=store,
+                log=log,
+                identity=identity,
+                groups=start.groups,
+                present=present,
+                questions=by_set[present],
+                metric=metric,
+                start=start.row(present),
+                progress=progress,
+            )
+            found.append(_search(ground, strategy, trials, seed))
+            reused += ground.reused
+    finally:
+        model.coefficients = own
+        store.flush()
+    rows = {
+        frozenset(one.present): tuple(one.chosen[name] for name in start.groups)
+        for one in found
+        if one.replaced
+    }
+    table = attrs.evolve(start, table={**start.table, **rows}, rule="custom") if rows else start
+    return SearchResult(
+        coefficients=table,
+        strategy=strategy,
+        metric=None if strategy == "stability" else metric,
+        seed=seed,
+        subsets=tuple(found),
+        skipped=skipped,
+        seconds=time.perf_counter() - started,
+        reused=reused,
+    )
+
+
+def _search(ground: Ground, strategy: str, trials: int, seed: int) -> SubsetSearch:
+    if strategy == "grid":
+        row: Row = search_grid(ground)
+    elif strategy == "tpe":
+        row = search_tpe(ground, trials, seed)
+    else:
+        row = search_stability(ground)
+    digests = [question_digest(question, ground.store) for question in ground.questions]
+    known = sorted(digest for digest in digests if digest is not None)
+    whole = hashlib.sha256("".join(known).encode()).hexdigest()
+    return SubsetSearch(
+        present=tuple(sorted(ground.present)),
+        n=len(ground.questions),
+        questions=whole if len(known) == len(digests) else None,
+        default=ground.named(ground.start),
+        chosen=ground.named(row),
+        gain=ground.gain(row) if ground.labelled else None,
+        trials=ground.trials(),
+    )
+
+
+def _check(
+    model: ModalloyForConditionalGeneration, strategy: str, metric: str, trials: int
+) -> Coefficients:
+    """Check the options, and return the coefficients that the search starts from."""
+    for what, name, known in (("strategy", strategy, STRATEGIES), ("metric", metric, METRICS)):
+        if name not in known:
+            raise SpecError(
+                f"search {what} must be {', '.join(known)}; got {name!r}.{nearest(name, known)}",
+                subject=what,
+            )
+    if trials < 1:
+        raise SpecError(f"search needs at least 1 trial; got {trials}", subject="trials")
+    if strategy == "tpe":
+        import_optuna()
+    rules = model.encoders.registry.merge_method(model.config.method).rules
+    check_searchable(model.config.method, rules)
+    own = model.coefficients
+    return own if own.by_presence else make_coefficients("presence", own.groups, rules)
+
+
+def check_searchable(method: str, rules: Sequence[str]) -> None:
+    """Check that a merge method has a row of coefficients for each set of modalities.
+
+    Raises:
+        SpecError: It has not.
+    """
+    if "presence" not in rules:
+        raise SpecError(
+            "coefficients are searched for each set of modalities in the prompt, and the method "
+            f"{method!r} has one row for all prompts; compose with a method that knows the rule "
+            "'presence', such as 'damc'",
+            subject="coefficients",
+        )
+
+
+def _by_set(
+    processor: ModalloyProcessor, questions: Sequence[Question], seed: int
+) -> dict[frozenset[str], list[Question]]:
+    """Return the questions by set of modalities, each in an order that only the seed decides."""
+    names = {entry["content_type"]: name for name, entry in processor.modalities.items()}
+    found: dict[frozenset[str], list[Question]] = {}
+    for question in questions:
+        present = frozenset(names[one] for one in question.content_types)
+        found.setdefault(present, []).append(question)
+
+    def place(question: Question) -> str:
+        return hashlib.sha256(f"{seed} {question.kind} {question.id}".encode()).hexdigest()
+
+    return {present: sorted(some, key=place) for present, some in found.items()}
+
+
+def _choose(
+    by_set: Mapping[frozenset[str], Sequence[Question]],
+    subsets: Iterable[Iterable[str]] | None,
+    modalities: Sequence[str],
+    skipped: Mapping[str, str],
+) -> list[frozenset[str]]:
+    """Return the sets to search, smaller ones first."""
+    known = ", ".join(_shown(one) for one in _ordered(by_set)) or "none"
+    left_out = "".join(f"; left out: {kind}: {why}" for kind, why in list(skipped.items())[:1])
+    if subsets is None:
+        several = _ordered(one for one in by_set if len(one) > 1)
+        if not several:
+            raise InputError(
+                "no question has inputs of several modalities, so there is nothing to search: "
+                f"alone, a parent is whole with coefficient 1; the sets in the questions are "
+                f"{known}{left_out}"
+            )
+        return several
+    wanted = []
+    for subset in subsets:
+        names = frozenset((subset,) if isinstance(subset, str) else subset)
+        unknown = sorted(names.difference(modalities))
+        if unknown:
+            raise SpecError(
+                f"search: {_shown(names)!r} is no set of this composition's modalities "
+                f"{', '.join(modalities)}.{nearest(unknown[0], modalities)}",
+                subject="subsets",
+            )
+        if names not in by_set:
+            raise InputError(
+                f"search: no question has inputs of {_shown(names)}; the sets in the questions "
+                f"are {known}{left_out}"
+            )
+        wanted.append(names)
+    return _ordered(wanted)
+
+
+def _check_labels(
+    by_set: Mapping[frozenset[str], Sequence[Question]], chosen: Iterable[frozenset[str]]
+) -> None:
+    for present in chosen:
+        for question in by_set[present]:
+            if not question.options or question.answer is None:
+                raise InputError(
+                    f"question {question.id!r} of kind {question.kind!r} has no options with a "
+                    "right one, which this strategy scores; leave its kind out, or search by "
+                    "'stability', which looks at no label"
+                )
+
+
+def _ordered(sets: Iterable[frozenset[str]]) -> list[frozenset[str]]:
+    return sorted(set(sets), key=lambda one: (len(one), sorted(one)))
+
+
+def _shown(names: Iterable[str]) -> str:
+    return "+".join(sorted(names)) or "text alone"
