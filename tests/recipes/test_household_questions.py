@@ -1,201 +1,288 @@
 import json
 import re
-import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
+from recipes.household import questions, samples
+from recipes.household.attributes import TABLE, is_absent, is_mixed
+from recipes.household.dealing import Dealer, deck
+from recipes.household.draws import dice
+from recipes.household.wordings import MODALITIES, SHARED, WORDINGS, Wording, with_article
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from recipes.household import catalogue, questions  # noqa: E402
-from recipes.household.draws import dice  # noqa: E402
-from recipes.household.questions import AUDIO, SHARED, VISION, Medium, Sample  # noqa: E402
-
-LABELS = ["ball", "bed", "car", "chair", "door", "lamp"]
-# "ball" has one object and the others three, to see that classes weigh the same all the same.
-SEEN = [
-    Medium(f"s/{label}{number}", label, "image", f"{label}{number}-{view}.png")
-    for label in LABELS
-    for number in range(1 if label == "ball" else 3)
-    for view in range(2)
-]
-HEARD = [
-    Medium(f"v{number}/{label}", label, "audio", f"{label}-{number}.flac")
-    for label in LABELS
-    for number in range(4)
-]
+from household_inputs import (
+    LABELS,
+    MEDIA,
+    ROOT,
+    Record,
+    answer_of,
+    degrade,
+    label_of,
+    parts_of,
+    text_of,
+)
 
 
-def text_of(sample: Sample) -> str:
-    return sample["messages"][0]["content"][-1]["text"]
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("household")
+    with pytest.MonkeyPatch.context() as patch:
+        # A tenth of everything: the draws are the same kind, and the test stays short.
+        for name in ("SAMPLES", "SINGLE", "JOINT"):
+            patch.setattr(questions, name, tenth(getattr(questions, name)))
+        questions.write_all(work, MEDIA, LABELS, 0, degrade)
+    return work
 
 
-def answer_of(sample: Sample) -> str:
-    return sample["messages"][1]["content"]
+def tenth(sizes: Any) -> Any:
+    return sizes // 10 if isinstance(sizes, int) else {k: tenth(v) for k, v in sizes.items()}
 
 
-def test_training_samples_are_half_captions_half_choices_in_the_form_of_their_modality() -> None:
-    for media, captions, choices in (
-        (SEEN, r"a \w+", r"It is a \w+\."),
-        (HEARD, r'"\w+"', r'I hear "\w+"\.'),
-    ):
-        samples = questions.training("t", media, 120, seed=0)
-        answers = [answer_of(sample) for sample in samples]
-        assert sum(bool(re.fullmatch(captions, answer)) for answer in answers) == 60
-        assert sum(bool(re.fullmatch(choices, answer)) for answer in answers) == 60
+def read(file: Path) -> list[Record]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def test_training_answers_name_the_class_of_the_medium_and_choices_offer_it() -> None:
-    label_of = {medium.path: medium.label for medium in SEEN}
-    for sample in questions.training("t", SEEN, 200, seed=0):
-        label = label_of[sample["messages"][0]["content"][0]["path"]]
-        assert re.search(rf"\b{label}\b", answer_of(sample))
-        if answer_of(sample).startswith("It is"):
-            offered = [one for one in LABELS if re.search(rf"\ba {one}\b", text_of(sample))]
+@pytest.mark.parametrize("modality", sorted(MODALITIES))
+def test_training_mixes_kinds_counts_and_positions_in_fixed_shares(modality: str) -> None:
+    media = MEDIA["train"][MODALITIES[modality]]
+    chats = samples.training("t", media, LABELS, 300, seed=0)
+    wording = WORDINGS[media[0].type]
+    seen: Counter[tuple[str, int]] = Counter()
+    positions: Counter[str] = Counter()
+    for chat in chats:
+        count = len(parts_of(chat))
+        kind = kind_of(answer_of(chat), wording)
+        seen[kind, count] += 1
+        types = [part["type"] == "text" for part in chat["messages"][0]["content"]]
+        inside = types[0] and types[-1]
+        positions["inside" if inside else "after" if types[0] else "before"] += 1
+        assert {part["type"] for part in parts_of(chat)} == {media[0].type}
+    for kind in ("caption", "naming", "attribute"):
+        assert [seen[kind, count] for count in (1, 2, 3)] == [50, 30, 20]
+    assert positions == {"before": 180, "after": 60, "inside": 60}
+
+
+def kind_of(answer: str, wording: Wording) -> str:
+    named = {wording.naming.answered(label): "naming" for label in LABELS}
+    named |= {wording.caption.answered(label): "caption" for label in LABELS}
+    named |= {wording.attribute.answered(word): "attribute" for word in TABLE}
+    return named[answer]
+
+
+@pytest.mark.parametrize("modality", sorted(MODALITIES))
+def test_training_answers_are_true_of_all_inputs_and_the_other_options_are_not(
+    modality: str,
+) -> None:
+    wording = WORDINGS[MODALITIES[modality]]
+    chats = samples.training("t", MEDIA["train"][MODALITIES[modality]], LABELS, 300, seed=1)
+    mixed = several = 0
+    for chat in chats:
+        labels, said = [label_of(part) for part in parts_of(chat)], answer_of(chat)
+        kind = kind_of(said, wording)
+        if kind != "attribute":
+            assert len(set(labels)) == 1
+            form = wording.caption if kind == "caption" else wording.naming
+            assert said == form.answered(labels[0])
+            if len(labels) > 1 and labels[0] != "bed":
+                assert len({re.sub(r"-\d.*", "", p["path"]) for p in parts_of(chat)}) == len(labels)
+        else:
+            offered = [word for word in TABLE if word in text_of(chat)]
             assert len(offered) == 4
-            assert label in offered
+            right = next(word for word in TABLE if wording.attribute.answered(word) == said)
+            assert set(labels) <= TABLE[right].true
+            wrong = [word for word in offered if word != right]
+            assert all(is_mixed(w, labels) or is_absent(w, labels) for w in wrong)
+            several += len(set(labels)) > 1
+            mixed += len(set(labels)) > 1 and any(is_mixed(w, labels) for w in wrong)
+    assert several > 40
+    assert mixed > 0.8 * several
 
 
-def test_the_same_seed_gives_the_same_samples_and_another_seed_others() -> None:
-    one = questions.training("t", SEEN, 50, seed=0)
-    assert questions.training("t", SEEN[::-1], 50, seed=0) == one
-    assert questions.training("t", SEEN, 50, seed=1) != one
+def test_attributes_are_right_and_wrong_about_equally_often() -> None:
+    chats = samples.training("t", MEDIA["train"]["image"], LABELS, 3 * 22 * 20, seed=0)
+    right, wrong = Counter[str](), Counter[str]()
+    for chat in chats:
+        word = answer_of(chat).removeprefix("It ").removesuffix(".")
+        if word in TABLE:
+            right[word] += 1
+            wrong.update(one for one in TABLE if one in text_of(chat) and one != word)
+    # Else the words alone would tell something about the answer.
+    assert set(right.values()) == {20}
+    assert set(wrong) == set(TABLE)
+    assert min(wrong.values()) >= 40
+    assert max(wrong.values()) <= 80
+
+
+def test_captions_only_shows_single_inputs_before_a_caption_question() -> None:
+    chats = samples.training("t", MEDIA["train"]["audio"], LABELS, 40, seed=0, captions_only=True)
+    for chat in chats:
+        assert [p["type"] for p in chat["messages"][0]["content"]] == ["audio", "text"]
+        assert answer_of(chat) == f'"{label_of(parts_of(chat)[0])}"'
+
+
+def test_the_same_seed_gives_the_same_samples_whatever_the_order_and_another_seed_others() -> None:
+    media = MEDIA["train"]["image"]
+    one = samples.training("t", media, LABELS, 50, seed=0)
+    assert samples.training("t", media[::-1], LABELS, 50, seed=0) == one
+    assert samples.training("t", media, LABELS, 50, seed=1) != one
 
 
 def test_classes_weigh_the_same_and_so_do_objects_within_a_class() -> None:
-    dealt = list(islice(questions.deal(SEEN, dice(0)), 6 * 9))
-    assert set(Counter(medium.label for medium in dealt).values()) == {9}
+    dealer = Dealer(MEDIA["train"]["image"], dice(0))
+    dealt = [dealer.take(dealer.next_label()) for _ in range(20 * 10)]
+    assert set(Counter(medium.label for medium in dealt).values()) == {10}
     by_object = Counter(medium.id for medium in dealt)
-    assert by_object.pop("s/ball0") == 9
-    assert set(by_object.values()) == {3}
+    assert by_object.pop("train/bed0") == 10
+    assert set(by_object.values()) == {2}
 
 
-def test_captions_only_holds_no_choice() -> None:
-    samples = questions.training("t", HEARD, 40, seed=0, captions_only=True)
-    assert all(answer_of(sample).startswith('"') for sample in samples)
+def test_several_of_a_class_are_different_objects_as_far_as_there_are() -> None:
+    dealer = Dealer(MEDIA["train"]["image"], dice(0))
+    for _ in range(20):
+        assert len({medium.id for medium in dealer.several(["car"] * 3)}) == 3
+    assert {medium.id for medium in dealer.several(["bed"] * 3)} == {"train/bed0"}
 
 
-def test_choice_questions_balance_places_and_score_against_the_right_option() -> None:
-    asked = questions.choice_test("k", [[m] for m in HEARD], AUDIO, LABELS, seed=0)
-    assert set(Counter(question["answer"] for question in asked).values()) == {6}
-    for medium, question in zip(HEARD, asked, strict=True):
-        assert len(set(question["options"])) == 4
-        assert question["options"][question["answer"]] == f'I hear "{medium.label}".'
-        assert question["reference"] == f'I hear "{medium.label}".'
-        assert question["objects"] == [medium.id]
-        listed = text_of(question).split("? ")[-1].split(". ")[-1].split(" / ")
-        assert [f'I hear "{label}".' for label in listed] == question["options"]
+def test_a_deck_holds_every_item_once_a_round() -> None:
+    dealt = list(islice(deck("abc", dice(0)), 12))
+    assert all(sorted(dealt[start : start + 3]) == ["a", "b", "c"] for start in range(0, 12, 3))
 
 
-def test_caption_questions_have_all_classes_as_options() -> None:
-    (question,) = questions.caption_test("c", [SEEN[-1]], LABELS)
-    assert question["options"] == [f"a {label}" for label in LABELS]
-    assert question["options"][question["answer"]] == question["reference"] == "a lamp"
+def test_single_tests_balance_places_and_refer_to_the_right_option() -> None:
+    made = questions.single_sets(
+        "test", MEDIA["test"], LABELS, {"mc": 40, "caption": 20, "attribute": 44}, 0
+    )
+    assert len(made) == 12
+    for name, asked in made.items():
+        modality, kind = name.split("-")
+        form = WORDINGS[MODALITIES[modality]].form(questions._KINDS[kind])
+        for question in asked:
+            (part,) = parts_of(question)
+            right = question["options"][question["answer"]]
+            assert question["reference"] == right
+            assert part["type"] == MODALITIES[modality]
+            label = label_of(part)
+            if kind == "attribute":
+                held = [form.answered(w) for w in TABLE if label in TABLE[w].true]
+                open_ = [form.answered(w) for w in TABLE if label in TABLE[w].arguable]
+                assert [option in held for option in question["options"]].count(True) == 1
+                assert right in held
+                assert not set(open_) & set(question["options"])
+            else:
+                assert right == form.answered(label)
+            assert len(set(question["options"])) == (20 if kind == "caption" else 4)
+        if kind != "caption":
+            places = Counter(question["answer"] for question in asked)
+            assert set(places.values()) == {len(asked) // 4}
 
 
-def test_pairs_show_and_name_one_class_and_half_of_them_start_with_the_word() -> None:
-    pairs = questions.pairs(SEEN, HEARD, 24, 0, "p")
-    assert all(one.label == other.label for one, other in pairs)
-    assert Counter(pair[0].type for pair in pairs) == {"image": 12, "audio": 12}
+def tokens(text: str) -> list[str]:
+    return re.findall(r"\w+", text.replace("{options}", " | ").lower())
 
 
-def test_sets_that_share_their_draws_ask_the_same() -> None:
-    pairs = questions.pairs(SEEN, HEARD, 12, 0, "p")
-    alone = [[m for m in pair if m.type == "image"] for pair in pairs]
-    both = questions.choice_test("both", pairs, SHARED, LABELS, 0, "shared")
-    one = questions.choice_test("one", alone, SHARED, LABELS, 0, "shared")
-    for a, b in zip(both, one, strict=True):
-        assert (text_of(a), a["options"], a["answer"]) == (text_of(b), b["options"], b["answer"])
-    assert [question["reference"] for question in both] == [None] * 12
+def test_shared_words_are_in_no_training_text() -> None:
+    def triples(text: str) -> set[tuple[str, ...]]:
+        pieces = [re.findall(r"\w+", piece) for piece in text.lower().split("{options}")]
+        return {tuple(p[at : at + 3]) for p in pieces for at in range(len(p) - 2)}
+
+    trained: set[tuple[str, ...]] = set()
+    for wording in WORDINGS.values():
+        for form in (wording.caption, wording.naming, wording.attribute):
+            for text in (*form.one, *form.many):
+                trained |= triples(text)
+    shared = [*SHARED.naming.many, *SHARED.attribute.many]
+    assert not trained & set().union(*map(triples, shared))
 
 
-def test_questions_about_several_inputs_use_no_wording_of_training() -> None:
-    def stem(text: str) -> str:
-        return re.sub(r"\W+", " ", text.replace("{options}", " ")).strip().lower()
+def test_every_modality_asks_and_answers_in_its_own_form() -> None:
+    forms = [f for w in WORDINGS.values() for f in (w.caption, w.naming, w.attribute)]
+    texts = [text for form in forms for text in (*form.one, *form.many)]
+    assert len(texts) == len(set(texts))
+    answers = [form.answer for form in forms]
+    assert len(set(answers)) == 12
+    assert {SHARED.naming.answer, SHARED.attribute.answer}.isdisjoint(answers)
+    for form in forms:
+        # Where there are options to choose from, all of a form's questions list them.
+        listed = {"{options}" in text for text in (*form.one, *form.many)}
+        assert len(listed) == 1
 
-    trained = {stem(t) for w in (VISION, AUDIO) for t in (*w.captions, *w.choices)}
-    assert trained.isdisjoint(stem(text) for text in SHARED.choices)
-    chosen = {wording.chosen for wording in (VISION, AUDIO, SHARED)}
-    free = {VISION.free, AUDIO.free}
-    assert len(chosen) == 3
-    assert SHARED.chosen not in free
+
+def test_articles_follow_the_first_letter() -> None:
+    assert [with_article(word) for word in ("bed", "oven")] == ["a bed", "an oven"]
 
 
 def test_prompts_are_short() -> None:
-    longest = ["cabinet", "computer", "person", "bottle"]
-    for wording in (VISION, AUDIO, SHARED):
-        for text in wording.choices:
-            # Twenty words and their punctuation stay below 45 tokens of any usual vocabulary.
-            asked = text.format(options=wording.listing(longest))
-            assert len(re.findall(r"\w+|[^\w\s]", asked)) <= 25
+    longest = sorted(TABLE, key=len)[-4:]
+    for wording in (*WORDINGS.values(), SHARED):
+        for text in wording.attribute.many:
+            asked = text.format(options=wording.listing("attribute", longest))
+            assert len(tokens(asked)) <= 35
 
 
-def test_splits_keep_groups_together_and_give_every_class_all_three() -> None:
-    labels = {f"{label}{number}": label for label in LABELS for number in range(16)}
-    pairs = [("bed1", "bed2"), ("bed3", "bed4"), ("bed4", "bed2"), ("car5", "car6")]
-    groups = catalogue.group(list(labels), pairs)
-    assert {groups[f"bed{number}"] for number in (1, 2, 3, 4)} == {"bed1"}
-    splits = catalogue.split(labels, groups, seed=0)
-    assert splits == catalogue.split(dict(reversed(labels.items())), groups, seed=0)
-    for id_, first in groups.items():
-        assert splits[id_] == splits[first]
-    for label in LABELS:
-        counts = Counter(split for id_, split in splits.items() if labels[id_] == label)
-        assert counts == {"train": 10, "val": 2, "test": 4}
+def test_written_files_keep_the_splits_apart_and_the_shared_words_out(written: Path) -> None:
+    files = {file.stem: read(file) for file in written.glob("*.jsonl")}
+    assert len(files) == 12 + 24 + 44 + 22 + 4
+    for name, records in files.items():
+        split = next((s for s in ("val", "test") if name.startswith(f"{s}-")), None)
+        split = split or ("val" if name.endswith("-val") else "train")
+        for record in records:
+            for part in parts_of(record):
+                assert f"/{split}/" in part["path"]
+            if "objects" in record:
+                assert all(id_.startswith(split) for id_ in record["objects"])
+            else:
+                assert not re.search("Candidates|Possible answers|Decide|Find", text_of(record))
+    assert {len(files[f"{m}-train"]) for m in MODALITIES} == {360}
+    assert {len(files[f"{m}-pretrain"]) for m in MODALITIES} == {150}
+    assert {len(files[f"{m}-val"]) for m in MODALITIES} == {20}
+    assert len(files["test-vision-mc"]) == 40
+    assert len(files["val-mcub-object-audio+vision-noisy"]) == 15
+    assert len(files["test-single-object-video-noisy"]) == 50
 
 
-def test_the_chosen_pictures_are_consistent() -> None:
-    picks, same = catalogue.read_picks()
-    names = catalogue.classes(picks)
-    assert len(names) == 20
-    # "a {label}" must be right for each.
-    assert not [label for label in names if label[0] in "aeiou"]
-    assert min(Counter(pick.label for pick in picks).values()) >= 15
-    assert all(len(ids) > 1 for ids in same)
-
-
-def test_a_picture_chosen_twice_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "pictures.toml"
-    path.write_text('[bed]\nscopia = "a b"\n[car]\nscopia = "b"\n[same-object]\nx = "scopia/c"\n')
-    with pytest.raises(ValueError, match=r"\['scopia/b'\] twice and \['scopia/c'\] unknown"):
-        catalogue.read_picks(path)
-
-
-def test_a_catalogue_is_read_by_icon() -> None:
-    text = (
-        "icon=/other.png\nname#1=Armchair\nicon#1=/blendswap-cc-0/armchair.png\r\n"
-        "creator#1=Absfrm\nicon#2=/blendswap-cc-0/bed1.png\n"
+def test_writing_again_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(questions, "SAMPLES", {"train": 60, "val": 20})
+    monkeypatch.setattr(
+        questions,
+        "JOINT",
+        {split: {"clean": 4, "noisy": 8, "single": 8} for split in ("val", "test")},
     )
-    assert catalogue.parse_catalogue(text) == {
-        "armchair": ("blendswap-cc-0/armchair.png", "Absfrm"),
-        "bed1": ("blendswap-cc-0/bed1.png", ""),
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+    questions.write_all(one, MEDIA, LABELS, 0, degrade)
+    backwards: dict[str, Any] = {
+        split: {type_: media[::-1] for type_, media in reversed(types.items())}
+        for split, types in reversed(MEDIA.items())
     }
+    questions.write_all(other, backwards, LABELS[::-1], 0, degrade)
+    assert len(list(one.glob("*.jsonl"))) == 8 + 24 + 2 * (44 + 4)
+    for file in one.glob("*.jsonl"):
+        assert (other / file.name).read_bytes() == file.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["vision-mc", "audio-mc", "vision+audio"])
-def test_the_bundled_questions_are_whole(kind: str) -> None:
-    folder = ROOT / "tests" / "data" / "household"
-    lines = (folder / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()
-    asked = [json.loads(line) for line in lines]
-    assert len(asked) == 40
+def test_a_split_without_some_class_is_named(tmp_path: Path) -> None:
+    lacking = {split: dict(types) for split, types in MEDIA.items()}
+    lacking["val"]["video"] = [m for m in MEDIA["val"]["video"] if m.label != "sink"]
+    with pytest.raises(
+        ValueError, match="val video inputs: expected every class and no other; found none of sink"
+    ):
+        questions.write_all(tmp_path, lacking, LABELS, 0, degrade)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_text_questions_are_whole_and_balanced() -> None:
+    asked = read(ROOT / "recipes" / "household" / "text_questions.jsonl")
+    assert len(asked) == 60
+    assert len({question["id"] for question in asked}) == 60
+    assert set(Counter(question["answer"] for question in asked).values()) == {15}
     for question in asked:
-        assert question["kind"] == kind
-        *media, text = question["messages"][0]["content"]
-        assert (
-            sorted(part["type"] for part in media)
-            == {
-                "vision-mc": ["image"],
-                "audio-mc": ["audio"],
-                "vision+audio": ["audio", "image"],
-            }[kind]
-        )
-        assert all((folder / part["path"]).is_file() for part in media)
-        assert all(part["path"].split("/")[0] == part["type"] for part in media)
-        assert text["type"] == "text"
-        pictures = [id_ for id_ in question["objects"] if id_.startswith("blendswap")]
-        assert len(pictures) == sum(part["type"] == "image" for part in media)
-        assert all(id_.startswith("blendswap-cc-0/") for id_ in pictures)
-    assert set(Counter(question["answer"] for question in asked).values()) == {10}
+        assert question["kind"] == "text"
+        assert len(set(question["options"])) == 4
+        assert all(option in text_of(question) for option in question["options"])
+    prose = (ROOT / "recipes" / "household" / "text.txt").read_text(encoding="utf-8")
+    assert 2300 <= len(prose.split()) <= 2700

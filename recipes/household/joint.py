@@ -1,0 +1,213 @@
+"""Trains one model on the data of all modalities together: what composition has to do without.
+
+Run ``python -m recipes.household.joint --data DIR --work WORK --out OUT`` after the parents were
+trained with the same ``WORK``. One low-rank delta acts on every token, and the connectors start
+where the parents' own started their second stage; as many steps as the parents' second stages in
+sum. The result is a model directory, an upper bound for compositions of the same parents.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors.torch import load_file
+
+from modalloy.base import Base, resolve_base
+from modalloy.cli.compose import save
+from modalloy.cli.progress import progress_bar
+from modalloy.composition.coefficients import make_coefficients
+from modalloy.composition.compose import build_model, describe_modalities
+from modalloy.composition.configuration import ModalloyConfig
+from modalloy.composition.features import FeatureCache
+from modalloy.composition.layers import linear_layers
+from modalloy.composition.modeling import ModalloyForConditionalGeneration
+from modalloy.composition.processing import ModalloyProcessor
+from modalloy.composition.selection import Chosen
+from modalloy.modality import MERGED
+from modalloy.parent import FORMAT_VERSION, BaseReference, ParentManifest
+from modalloy.registry import Registry
+from modalloy.training.config import StageConfig, TrainConfig, read_config
+from modalloy.training.data import ChatDataset, Collator
+from modalloy.training.parameters import choose_trained, init_deltas
+from modalloy.training.records import whole_checkpoints
+from modalloy.training.stages import run_stage
+
+MODALITIES = ("audio", "pointcloud", "video", "vision")
+CONFIGS = Path(__file__).with_name("train")
+METHOD = "joint"
+
+
+def open_joint(
+    configs: dict[str, TrainConfig], base: Base, registry: Registry
+) -> tuple[ModalloyForConditionalGeneration, ModalloyProcessor]:
+    """Open the base with every modality's connector and one untrained delta for all tokens.
+
+    Args:
+        configs: The naive parents' configurations by modality, sorted.
+        base: The base.
+        registry: Supplies plugins.
+    """
+    first = next(iter(configs.values()))
+    torch.manual_seed(first.seed)
+    tokenizer, language_model = base.tokenizer(), base.model(getattr(torch, first.dtype))
+    if first.attention is not None:
+        language_model.set_attn_implementation(first.attention)
+    chosen = [Chosen(Path(), _manifest(c, base), c.name) for c in configs.values()]
+    entries = describe_modalities(registry, chosen, tokenizer)
+    lora = first.lora
+    delta = [
+        {"module": name, "rank": lora.rank, "scale": lora.alpha / lora.rank}
+        for name in linear_layers(language_model)
+        if name.rpartition(".")[2] in lora.targets
+    ]
+    model = build_model(
+        ModalloyConfig(
+            text_config=language_model.config,
+            modalities=entries,
+            method=METHOD,
+            decoupled=False,
+            merged_delta=delta,
+            coefficients=make_coefficients({MERGED: 1.0}, [MERGED], ()).to_dict(),
+            base={"id": base.id, "fingerprint": attrs.asdict(base.fingerprint)},
+            dtype=language_model.dtype,
+        ),
+        language_model,
+        registry,
+    )
+    model.connectors.float()
+    init_deltas(model, first.seed)
+    processor = ModalloyProcessor(
+        tokenizer, modalities=entries, chat_template=tokenizer.chat_template
+    )
+    return model, processor.bind(registry)
+
+
+def _manifest(config: TrainConfig, base: Base) -> ParentManifest:
+    """What a parent of this configuration would say about itself before training."""
+    return ParentManifest(
+        format_version=FORMAT_VERSION,
+        name=config.name,
+        modality=config.modality,
+        base=BaseReference(id=base.id, fingerprint=base.fingerprint),
+        strategy=config.strategy,
+        encoder=config.encoder,
+        connector=config.connector,
+        prefix_tokens=config.prefix_tokens,
+        suffix_tokens=config.suffix_tokens,
+        licence=config.licence,
+        requires=config.requires,
+    )
+
+
+def find_connectors(work: Path) -> dict[str, Path]:
+    """Finds the connectors that finished their first stage below ``work``, by modality.
+
+    Raises:
+        FileNotFoundError: A modality has none, or several.
+    """
+    found: dict[str, list[Path]] = {name: [] for name in MODALITIES}
+    for folder in sorted(work.glob("connector-*")):
+        file = folder / "connector.safetensors"
+        modality = json.loads((folder / "stage.json").read_text(encoding="utf-8"))["modality"]
+        if file.is_file() and (folder / "result.json").is_file() and modality in found:
+            found[modality].append(file)
+    wrong = {name: len(files) for name, files in found.items() if len(files) != 1}
+    if wrong:
+        raise FileNotFoundError(
+            f"{work}: expected one finished connector stage for each modality, found "
+            f"{', '.join(f'{count} of {name}' for name, count in wrong.items())}. Train the naive "
+            "parents with this --work first, and remove what is left of earlier runs"
+        )
+    return {name: files[0] for name, files in found.items()}
+
+
+def join_stages(configs: dict[str, TrainConfig]) -> StageConfig:
+    """Return one stage over all data with all steps."""
+    stages = [config.tuning_stage for config in configs.values()]
+    return attrs.evolve(
+        stages[0],
+        data=[file for stage in stages for file in stage.data],
+        steps=sum(stage.steps for stage in stages),
+    )
+
+
+def train_joint(data: Path, work: Path, out: Path) -> None:
+    """Trains the joint model and writes its directory; takes up where it stopped."""
+    configs = {name: read_config(CONFIGS / f"{name}-naive.yml") for name in MODALITIES}
+    registry = Registry.discover()
+    base = resolve_base(next(iter(configs.values())).base)
+    model, processor = open_joint(configs, base, registry)
+    for name, file in find_connectors(work).items():
+        model.connectors[name].load_state_dict(load_file(file))
+    stage = join_stages(configs)
+    chats = ChatDataset([data / name for name in stage.data], processor)
+    choose_trained(model, deltas=True)
+    place = work / METHOD
+    place.mkdir(parents=True, exist_ok=True)
+    with progress_bar() as progress:
+        features = FeatureCache.build(model, processor, chats.sources(), progress)
+        result = run_stage(
+            model.train(),
+            stage,
+            chats,
+            Collator(processor, features),
+            name="joint stage",
+            directory=place,
+            seed=next(iter(configs.values())).seed,
+            checkpoint=next(iter(whole_checkpoints(place)[::-1]), None),
+            progress=progress,
+        )
+    torch.nn.Module.to(model, dtype=torch.bfloat16)
+    model.provenance = _record(model, configs, base, stage, result)
+    save(model.eval(), processor, out)
+
+
+def _record(
+    model: ModalloyForConditionalGeneration,
+    configs: dict[str, TrainConfig],
+    base: Base,
+    stage: StageConfig,
+    result: Any,
+) -> dict[str, Any]:
+    """Return what ``modalloy.json`` holds; there are no parents, so none are listed."""
+    return {
+        "format_version": 1,
+        "modalloy": registry_version(),
+        "base": {"id": base.id, "fingerprint": attrs.asdict(base.fingerprint)},
+        "method": METHOD,
+        "coefficients": model.config.coefficients,
+        "parents": [],
+        "accounting": [],
+        "training": {
+            "stage": attrs.asdict(stage),
+            "result": attrs.asdict(result),
+            "modalities": sorted(configs),
+        },
+    }
+
+
+def registry_version() -> str:
+    """Version of the modalloy that trained."""
+    import modalloy
+
+    return modalloy.__version__
+
+
+def main() -> None:
+    """Parses the command line and trains."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder that build.py wrote")
+    parser.add_argument("--work", type=Path, required=True, help="the parents' training folder")
+    parser.add_argument("--out", type=Path, required=True, help="model directory to write")
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    train_joint(arguments.data, arguments.work, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""The rows of the experiment: every composition that is measured, and how it is opened."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from recipes.household.wordings import MODALITIES
+
+import modalloy
+from modalloy.composition.coefficients import Coefficients
+from modalloy.errors import MissingComponentError
+from modalloy.modality import MERGED
+from modalloy.parent import MANIFEST
+from modalloy.registry import Registry
+
+BASE = "smollm2"
+ALL = tuple(sorted(MODALITIES))
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """One composition.
+
+    Attributes:
+        name: Name on the command line and of files.
+        title: Name in tables.
+        strategy: Of the parents that it is made of and compared with.
+        modalities: What it can read, sorted.
+        method: Merge method; ``None`` opens a model directory in place of composing.
+        coefficients: Rule of the merge method, or value by group.
+        searched: Whether the coefficients are those of a file.
+        first: Whether it is measured before others, and on more questions.
+        free: Whether its free answers about several inputs are looked at.
+    """
+
+    name: str
+    title: str
+    strategy: str
+    modalities: tuple[str, ...] = ALL
+    method: str | None = "damc"
+    coefficients: str | Mapping[str, float] | None = None
+    searched: bool = False
+    first: bool = False
+    free: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is one parent, or the base, on its own."""
+        return len(self.modalities) < len(ALL)
+
+
+def _alone(modality: str, strategy: str) -> Row:
+    return Row(
+        name=f"{modality}-{strategy}",
+        title=f"{modality} parent alone, {strategy}",
+        strategy=strategy,
+        modalities=(modality,),
+        method="damc" if strategy == "decoupled" else "naive",
+        # Of one parent, either method with coefficient 1 is that parent.
+        coefficients={modality: 1.0},
+    )
+
+
+def _naive(name: str, title: str, method: str = "naive", **options: Any) -> Row:
+    return Row(name=name, title=title, strategy="naive", method=method, **options)
+
+
+def _damc(name: str, title: str, method: str = "damc", **options: Any) -> Row:
+    return Row(name=name, title=title, strategy="decoupled", method=method, **options)
+
+
+ROWS: Mapping[str, Row] = {
+    row.name: row
+    for row in (
+        Row(
+            name="base",
+            title="base LLM alone",
+            strategy="naive",
+            modalities=(),
+            method="naive",
+            coefficients="zero",
+        ),
+        *(_alone(modality, "decoupled") for modality in ALL),
+        *(_alone(modality, "naive") for modality in ALL),
+        Row(
+            name="joint",
+            title="joint training (upper bound)",
+            strategy="naive",
+            method=None,
+            first=True,
+            free=True,
+        ),
+        _naive("connectors", "connectors only", coefficients="zero"),
+        _naive("naive-sum", "NaiveMC sum", coefficients="sum"),
+        _naive("naive-mean", "NaiveMC mean", coefficients="mean", first=True, free=True),
+        _naive("ties", "NaiveMC TIES", method="ties", first=True),
+        _naive("factor-mean", "NaiveMC factor-wise mean", method="factor-mean"),
+        _damc("damc-uniform", "DAMC 1/N", coefficients="uniform", first=True, free=True),
+        _damc("damc-presence", "DAMC presence", coefficients="presence", first=True, free=True),
+        _damc("damc-searched", "DAMC searched", searched=True, first=True, free=True),
+        _damc("damc-ties", "DAMC + TIES text", method="damc-ties", free=True),
+        _naive("post-hoc", "post-hoc decoupled, 1/N", method="damc", coefficients="uniform"),
+        _damc("swudi", "DAMC + SWUDI text", method="swudi"),
+        _naive("mmer", "MMER", method="mmer"),
+    )
+}
+"""Row by name, in the order of tables."""
+NAIVE = ("naive-sum", "naive-mean", "ties", "factor-mean")
+"""The variants of NaiveMC, of which the best is compared with."""
+
+
+@attrs.frozen(kw_only=True)
+class Sources:
+    """Where what rows are made of lies.
+
+    Attributes:
+        joint: Model directory of joint.py.
+        coefficients: JSON file of a coefficient search.
+        parents: Folder of parent directories ``<modality>-<strategy>`` that take the place of the
+            installed parents; ``None`` takes those.
+    """
+
+    joint: Path
+    coefficients: Path
+    parents: Path | None = None
+
+    def parent(self, modality: str, strategy: str, registry: Registry) -> Path | None:
+        """Return a parent's directory, or ``None`` where there is none."""
+        if self.parents is not None:
+            directory = self.parents / f"{modality}-{strategy}"
+            return directory if (directory / MANIFEST).is_file() else None
+        offered = [
+            one
+            for one in registry.parents(base=BASE, modality=modality)
+            if one.strategy == strategy
+        ]
+        try:
+            return offered[0].directory() if offered else None
+        except MissingComponentError:
+            # Declared, but its weights are not there: rows that need it are left out and say so.
+            return None
+
+    def parents_of(self, row: Row, registry: Registry) -> dict[str, Path]:
+        """Return the parent directories of a row by modality; what is missing is left out."""
+        # A composition has a modality at least; with coefficient 0 the base is what is left of it.
+        names = row.modalities or ALL[:1]
+        found = {name: self.parent(name, row.strategy, registry) for name in names}
+        return {name: directory for name, directory in found.items() if directory is not None}
+
+
+def lacking(row: Row, sources: Sources, registry: Registry) -> str | None:
+    """Return why a row cannot be opened, or ``None``."""
+    if row.method is None:
+        there = (sources.joint / "config.json").is_file()
+        return None if there else "no model directory of recipes.household.joint was given"
+    found = sources.parents_of(row, registry)
+    missing = [name for name in row.modalities or ALL[:1] if name not in found]
+    if missing:
+        return f"no {row.strategy} parent of {', '.join(missing)} over {BASE} is at hand"
+    if row.searched and not sources.coefficients.is_file():
+        return "no coefficients of a search were given"
+    return None
+
+
+def open_row(row: Row, sources: Sources, registry: Registry) -> Any:
+    """Open a row's composition: the model and its processor."""
+    if row.method is None:
+        return modalloy.load(sources.joint, registry=registry)
+    method, spec = row.method, row.coefficients
+    if row.searched:
+        method, spec = searched(sources.coefficients)
+    parents = sources.parents_of(row, registry)
+    return modalloy.compose(
+        BASE,
+        modalities=sorted(parents),
+        parents=[parents[name] for name in sorted(parents)],
+        method=method,
+        coefficients=spec,
+        registry=registry,
+    )
+
+
+def searched(file: Path) -> tuple[str, Any]:
+    """Return the merge method and the whole table of coefficients of a search's file.
+
+    Args:
+        file: JSON, what ``modalloy search`` writes or its ``coefficients`` alone.
+
+    Raises:
+        ValueError: The file holds no coefficients.
+    """
+    data = json.loads(file.read_text(encoding="utf-8"))
+    data = data.get("coefficients", data)
+    if not isinstance(data, Mapping) or "default" not in data:
+        raise ValueError(
+            f"{file}: expected the JSON of `modalloy search`, with 'coefficients' that have a "
+            f"'default' and a 'table'; found {', '.join(map(str, data)) or 'nothing'}"
+        )
+    table = Coefficients.from_dict(data)
+    names = [name for name in table.groups if name != MERGED]
+    sets = [
+        frozenset(name for place, name in enumerate(names) if number >> place & 1)
+        for number in range(1 << len(names))
+    ]
+    # Every set is spelt out: those left out would get the rule's value, not the file's default.
+    spec = {one: dict(zip(table.groups, table.row(one), strict=True)) for one in sets}
+    return ("damc-ties" if MERGED in table.groups else "damc"), spec
+
+
+def identity(row: Row, sources: Sources, registry: Registry) -> str:
+    """Return the SHA-256 of all that decides a row's answers to given questions."""
+    found = hashlib.sha256(
+        json.dumps([modalloy.__version__, attrs.asdict(row)], default=str).encode()
+    )
+    if row.method is None:
+        files = sorted(file for file in sources.joint.rglob("*") if file.is_file())
+    else:
+        # A manifest holds the hashes of the parent's other files, and the base's fingerprint.
+        parents = sources.parents_of(row, registry)
+        files = [parents[name] / MANIFEST for name in sorted(parents)]
+    for file in [*files, *([sources.coefficients] if row.searched else [])]:
+        with file.open("rb") as handle:
+            found.update(hashlib.file_digest(handle, "sha256").digest())
+    return found.hexdigest()
