@@ -19,7 +19,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv with modalloy, its plugins and the tools (once; some minutes)
 
-demo: setup ## compose the shipped parents and ask about a picture and a sound
+demo: setup ## compose the shipped parents and ask about a picture, a word, a clip and a cloud
 	$(BIN)/modalloy demo
 
 lint: setup ## check style and types
@@ -33,6 +33,10 @@ test: lint ## check style and types, then run all tests
 	  $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 results: setup ## measure the shipped parents, hours; then docs/results.{md,json,html}
+	test -f $(HOUSEHOLD)/test-vision-mc.jsonl || \
+	  $(BIN)/python -m recipes.household.build --work $(HOUSEHOLD) --jobs $(WORKERS)
+	test -d $(RESULTS)/joint || $(BIN)/python -m recipes.household.joint --data $(HOUSEHOLD) \
+	  --work $(RESULTS)/training --out $(RESULTS)/joint
 	$(BIN)/python -m recipes.household.experiment --data $(HOUSEHOLD) --work $(RESULTS) \
 	  --jobs $(WORKERS)
 	$(BIN)/python -m recipes.household.report --work $(RESULTS) --out docs

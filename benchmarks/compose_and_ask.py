@@ -16,7 +16,18 @@ from pathlib import Path
 from modalloy.cli.demo import BUNDLE
 from modalloy.cli.output import print_table
 
-QUESTION = "What do the picture and the sound have in common? lamp, tree, car or hat?"
+DEMO = json.loads((BUNDLE / "demo.json").read_text(encoding="utf-8"))["questions"]
+
+
+def ask(model: str, kinds: set[str]) -> tuple[str, ...]:
+    """Return the words that ask ``model`` the demo's question about inputs of just these kinds."""
+    question = next(q for q in DEMO if {one["type"] for one in q["inputs"]} == kinds)
+    options = [
+        word
+        for one in question["inputs"]
+        for word in (f"--{one['type'].replace('_', '-')}", str(BUNDLE / one["file"]))
+    ]
+    return ("ask", model, question["question"], *options, "--json")
 
 
 def run(*words: str) -> tuple[float, float]:
@@ -43,15 +54,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds):
             model = str(Path(folder) / f"model-{number}")
-            image, audio = str(BUNDLE / "lamp.png"), str(BUNDLE / "lamp.flac")
             commands = {
                 "--help": ("--help",),
                 "plugins": ("plugins", "--json"),
                 "compose": ("compose", model, "--json"),
-                "ask, picture": ("ask", model, QUESTION, "--image", image, "--json"),
-                "ask, picture and sound": (
-                    *("ask", model, QUESTION, "--image", image, "--audio", audio, "--json"),
-                ),
+                "ask, picture": ask(model, {"image"}),
+                "ask, all four": ask(model, {"image", "audio", "video", "point_cloud"}),
             }
             for name, words in commands.items():
                 found.setdefault(name, []).append(run(*words))

@@ -1,13 +1,12 @@
 """Trains one model on the data of all modalities together: what composition has to do without.
 
-Run ``python -m recipes.household.joint --data DIR --work WORK --out OUT`` after the parents were
-trained with the same ``WORK``. One low-rank delta acts on every token, and the connectors start
-where the parents' own started their second stage; as many steps as the parents' second stages in
-sum. The result is a model directory, an upper bound for compositions of the same parents.
+Run ``python -m recipes.household.joint --data DIR --work WORK --out OUT``. One low-rank delta acts
+on every token; the connectors start as the installed naive parents' own, and there are as many
+steps as in the parents' second stages in sum. So it sees no less than they did. The result is a
+model directory, an upper bound for compositions of the same parents.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import attrs
 import torch
 from safetensors.torch import load_file
 
+import modalloy
 from modalloy.base import Base, resolve_base
 from modalloy.cli.compose import save
 from modalloy.cli.progress import progress_bar
@@ -27,7 +27,7 @@ from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.composition.selection import Chosen
 from modalloy.modality import MERGED
-from modalloy.parent import FORMAT_VERSION, BaseReference, ParentManifest
+from modalloy.parent import CONNECTOR_FILE, FORMAT_VERSION, BaseReference, ParentManifest
 from modalloy.registry import Registry
 from modalloy.training.config import StageConfig, TrainConfig, read_config
 from modalloy.training.data import ChatDataset, Collator
@@ -102,26 +102,12 @@ def _manifest(config: TrainConfig, base: Base) -> ParentManifest:
     )
 
 
-def find_connectors(work: Path) -> dict[str, Path]:
-    """Finds the connectors that finished their first stage below ``work``, by modality.
-
-    Raises:
-        FileNotFoundError: A modality has none, or several.
-    """
-    found: dict[str, list[Path]] = {name: [] for name in MODALITIES}
-    for folder in sorted(work.glob("connector-*")):
-        file = folder / "connector.safetensors"
-        modality = json.loads((folder / "stage.json").read_text(encoding="utf-8"))["modality"]
-        if file.is_file() and (folder / "result.json").is_file() and modality in found:
-            found[modality].append(file)
-    wrong = {name: len(files) for name, files in found.items() if len(files) != 1}
-    if wrong:
-        raise FileNotFoundError(
-            f"{work}: expected one finished connector stage for each modality, found "
-            f"{', '.join(f'{count} of {name}' for name, count in wrong.items())}. Train the naive "
-            "parents with this --work first, and remove what is left of earlier runs"
-        )
-    return {name: files[0] for name, files in found.items()}
+def find_connectors(registry: Registry) -> dict[str, Path]:
+    """Finds the connectors of the installed naive parents, by modality."""
+    return {
+        name: registry.parent(f"{name}-smollm2-naive").directory() / CONNECTOR_FILE
+        for name in MODALITIES
+    }
 
 
 def join_stages(configs: dict[str, TrainConfig]) -> StageConfig:
@@ -140,7 +126,7 @@ def train_joint(data: Path, work: Path, out: Path) -> None:
     registry = Registry.discover()
     base = resolve_base(next(iter(configs.values())).base)
     model, processor = open_joint(configs, base, registry)
-    for name, file in find_connectors(work).items():
+    for name, file in find_connectors(registry).items():
         model.connectors[name].load_state_dict(load_file(file))
     stage = join_stages(configs)
     chats = ChatDataset([data / name for name in stage.data], processor)
@@ -175,7 +161,7 @@ def _record(
     """Return what ``modalloy.json`` holds; there are no parents, so none are listed."""
     return {
         "format_version": 1,
-        "modalloy": registry_version(),
+        "modalloy": modalloy.__version__,
         "base": {"id": base.id, "fingerprint": attrs.asdict(base.fingerprint)},
         "method": METHOD,
         "coefficients": model.config.coefficients,
@@ -189,18 +175,11 @@ def _record(
     }
 
 
-def registry_version() -> str:
-    """Version of the modalloy that trained."""
-    import modalloy
-
-    return modalloy.__version__
-
-
 def main() -> None:
     """Parses the command line and trains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder that build.py wrote")
-    parser.add_argument("--work", type=Path, required=True, help="the parents' training folder")
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="model directory to write")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()

@@ -15,13 +15,13 @@ from recipes.household.dealing import Medium, write_lines
 from recipes.household.draws import generator
 from recipes.household.fetch import Sources
 
-PICTURE_DAMAGE: dict[str, Any] = {"side": 32, "blur": 0.8, "noise": 10.0}
+PICTURE_DAMAGE: dict[str, Any] = {"side": 48, "blur": 0.8, "noise": 6.0}
 """Degradation of pictures in the noisy sets; this and the next ones are set by calibrate.py."""
-CLIP_DAMAGE: dict[str, Any] = {"side": 32, "blur": 0.8, "noise": 14.0}
+CLIP_DAMAGE: dict[str, Any] = {"side": 32, "blur": 0.8, "noise": 5.0}
 """Degradation of the frames of clips, each with noise of its own."""
-CLOUD_DAMAGE: dict[str, Any] = {"count": 96, "kept": 0.6, "jitter": 0.05}
+CLOUD_DAMAGE: dict[str, Any] = {"count": 96, "kept": 0.6, "jitter": 0.04}
 """Degradation of point clouds."""
-SPEECH_SNR = -1.0
+SPEECH_SNR = -3.0
 """Signal over noise of spoken words, in dB."""
 _SUFFIXES = {"image": ".png", "audio": ".flac", "video": ".mp4", "point_cloud": ".ply"}
 
