@@ -98,14 +98,17 @@ def refuse(*_: Any, **__: Any) -> Any:
 
 
 def test_every_answer_is_judged_and_counted(composed: Any, questions: list[Question]) -> None:
-    results = modalloy.evaluate(*composed, questions, scoring=("options", "letter", "evalai"))
+    results = modalloy.evaluate(
+        *composed, questions, scoring=("options", "letter", "evalai", "letter")
+    )
     assert [r.id for r in results.records] == [q.id for q in questions] * 3
     for record, question in zip(results.records, questions, strict=False):
         best = max(range(3), key=record.scores.__getitem__)
         assert record.answer == question.options[best]
         assert record.right is (best == question.answer)
         assert record.objects == tuple(question.objects)
-    assert {r.gold for r in results.records if r.scoring == "letter"} == {"i"}
+    letters = {r.id: r.gold for r in results.records if r.scoring == "letter"}
+    assert letters == {q.id: "ABC"[q.answer or 0] for q in questions}
     rows = [(row.kind, row.scoring, row.n) for row in results.table()]
     assert rows[:3] == [("audio", "options", 3), ("image", "options", 3), ("average", "options", 6)]
     assert len(rows) == 9

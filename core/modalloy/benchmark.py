@@ -36,7 +36,7 @@ def check_scoring(names: str | Iterable[str], subject: str) -> tuple[str, ...]:
             f"{subject}: scoring must be one or more of {', '.join(SCORINGS)}; got {got}.{hint}",
             subject=subject,
         )
-    return found
+    return tuple(dict.fromkeys(found))
 
 
 def _names(value: str | Iterable[str]) -> tuple[str, ...] | str:

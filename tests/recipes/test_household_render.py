@@ -9,14 +9,14 @@ from recipes.household.meshes import Mesh
 
 
 def box(width: float = 1.0, *, depth: float = 1.0, height: float = 1.0) -> Mesh:
-    """A red box whose top is green, whose front (-y) is blue and whose left side is yellow."""
+    """A red box whose top is green, whose front (-y) is blue and whose left side is purple."""
     corners = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
     quads = [(0, 2, 6, 4), (1, 3, 7, 5), (0, 1, 5, 4), (2, 3, 7, 6), (0, 1, 3, 2), (4, 5, 7, 6)]
     faces = [face for a, b, c, d in quads for face in ((a, b, c), (a, c, d))]
     colours = np.full((12, 3), (200, 0, 0), dtype=np.uint8)
     colours[2:4] = (0, 200, 0)
     colours[4:6] = (0, 0, 200)
-    colours[8:10] = (200, 200, 0)
+    colours[8:10] = (200, 0, 200)
     return Mesh(
         vertices=(corners * np.array([width, depth, height]) / 2).astype(np.float32),
         faces=np.array(faces),
@@ -47,7 +47,7 @@ def test_the_front_faces_the_eye_first_and_the_top_is_seen_from_above() -> None:
     assert rows.max() < middle  # the top lies above the middle of the picture
     # Seen from above it turns against the clock: a quarter later the left side is in front.
     red, green, blue = frames[render.FRAMES // 4, middle + 15, middle].astype(int)
-    assert min(red, green) > 100 > blue
+    assert min(red, blue) > 100 > green
     # Half a turn later the red back is where the front was.
     red, green, blue = frames[render.FRAMES // 2, middle + 15, middle].astype(int)
     assert red > 100 > max(green, blue)

@@ -6,6 +6,7 @@ for whatever composition asks about the same inputs.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ class FeatureStore:
                 continue
             digest = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()
             file = self.directory / folder / f"{digest[:16]}.safetensors"
-            partial = file.with_suffix(".partial")
+            # Another process may be writing the same features.
+            partial = file.with_suffix(f".{os.getpid()}.partial")
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 save_file(tensors, partial)

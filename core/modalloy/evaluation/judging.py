@@ -43,7 +43,7 @@ def gold(scoring: str, question: Question) -> str:
     """Return the right answer as a scoring sees it."""
     if scoring == "options" and question.answer is not None:
         return question.options[question.answer]
-    if scoring == "letter" and question.reference is None and question.answer is not None:
+    if scoring == "letter" and question.options and question.answer is not None:
         return chr(ord("A") + question.answer)
     if question.reference is None:
         raise InputError(f"question {question.id!r} cannot be scored by {scoring!r}")

@@ -65,6 +65,13 @@ def test_formats_agree() -> None:
         np.testing.assert_allclose(read(data, LIMITS).xyz, expected, atol=1e-5)
 
 
+def test_tabs_stand_between_words_as_blanks_do() -> None:
+    plain = read(SQUARE + b"f 1 2 3\n", LIMITS)
+    tabbed = read((SQUARE + b"f 1 2 3\n").replace(b" ", b"\t"), LIMITS)
+    assert len(plain) == 8192
+    np.testing.assert_array_equal(plain.xyz, tabbed.xyz)
+
+
 def test_vertex_colours_run_between_the_corners() -> None:
     mesh = trimesh.creation.box()
     rgb = np.uint8(255) * (mesh.vertices > 0).astype(np.uint8)
@@ -155,6 +162,7 @@ def test_an_objs_material_colours(tmp_path: Path, name: str) -> None:
         (r"\\host\share\secret.mtl", "lies outside"),
         ("secret.txt", "is not a .mtl file that exists"),
         ("missing.mtl", "is not a .mtl file that exists"),
+        ("m" * 300 + ".mtl", "cannot be read (File name too long)"),
         ("https://example.org/secret.mtl", "is not a .mtl file that exists"),
     ],
 )
@@ -170,7 +178,9 @@ def test_an_obj_reaches_no_other_file(
         return plain(path, *args, **options)
 
     monkeypatch.setattr(Path, "open", watched)
-    with pytest.warns(ModalloyWarning, match=f"{problem}.*materials' colours are left out"):
+    with pytest.warns(
+        ModalloyWarning, match=f"{re.escape(problem)}.*materials' colours are left out"
+    ):
         assert read(file, LIMITS).rgb is None
     assert opened == [file]
 
@@ -181,6 +191,11 @@ def test_a_material_file_is_bounded_and_its_damage_reported(tmp_path: Path) -> N
     material.write_bytes(b"newmtl one\nKd 1 zero 0\n")
     with pytest.raises(InputError, match=r"line 1 of the OBJ file, 'mtllib secret.mtl'"):
         read(file, LIMITS)
+    material.write_bytes(b"newmtl one\nKd 1 0 0\n" * 50_000)
+    file.write_bytes(b"mtllib secret.mtl\n" * 500 + file.read_bytes())
+    start = time.process_time()
+    assert read(file, LIMITS).rgb is not None
+    assert time.process_time() - start < 5, "one library is read once, however often it is named"
     material.write_bytes(bytes(2**20 + 1))
     with pytest.raises(LimitError, match=r"secret.mtl: 1,048,577 bytes, at most 1,048,576"):
         read(file, LIMITS)

@@ -44,10 +44,10 @@ def read_obj(data: bytes, limits: Mapping[str, int], what: str, library: Library
         LimitError: There are too many vertices or faces.
     """
     content = _Content()
-    material = ""
+    material, libraries = "", set[str]()
     text = data.decode("utf-8", errors="replace").replace("\\\r\n", " ").replace("\\\n", " ")
     for number, line in enumerate(text.splitlines(), start=1):
-        word, _, rest = line.strip().partition(" ")
+        word, rest = _split(line)
         try:
             if word == "v":
                 content.vertices.append([float(value) for value in rest.split()])
@@ -55,8 +55,9 @@ def read_obj(data: bytes, limits: Mapping[str, int], what: str, library: Library
                 _add_face(content, rest.split(), material)
             elif word == "usemtl":
                 material = rest.strip()
-            elif word == "mtllib":
-                content.colours |= _diffuse(library(rest.strip()) or b"")
+            elif word == "mtllib" and rest not in libraries:
+                libraries.add(rest)  # naming one again must not cost reading it again
+                content.colours |= _diffuse(library(rest) or b"")
         except InputError:
             raise
         except ValueError as error:
@@ -67,6 +68,12 @@ def read_obj(data: bytes, limits: Mapping[str, int], what: str, library: Library
             check_limit("points", len(content.vertices), limits, what)
         check_limit("faces", len(content.sizes), limits, what)
     return _mesh(content, limits, what)
+
+
+def _split(line: str) -> tuple[str, str]:
+    """Return a line's first word and the rest; blanks and tabs alike stand between words."""
+    word, *rest = line.split(maxsplit=1) or [""]
+    return word, rest[0].strip() if rest else ""
 
 
 def _add_face(content: _Content, references: list[str], material: str) -> None:
@@ -85,7 +92,7 @@ def _diffuse(data: bytes) -> dict[str, list[float]]:
     colours: dict[str, list[float]] = {}
     material = ""
     for line in data.decode("utf-8", errors="replace").splitlines():
-        word, _, rest = line.strip().partition(" ")
+        word, rest = _split(line)
         if word == "newmtl":
             material = rest.strip()
         elif word == "Kd":

@@ -28,7 +28,9 @@ def read_off(data: bytes, limits: Mapping[str, int], what: str) -> Mesh:
         LimitError: There are too many vertices or faces.
     """
     lines = [row for line in data.splitlines() if (row := line.partition(b"#")[0].strip())]
-    kind = next(kind for kind in _KINDS if lines[0].startswith(kind))
+    kind = next((kind for kind in _KINDS if lines and lines[0].startswith(kind)), None)
+    if kind is None:
+        raise InputError(f"{what}: no line of the file begins with OFF before its numbers do")
     # ModelNet's own files have the counts glued to the word: "OFF490 518 0".
     rest = lines[0][len(kind) :].strip()
     lines = ([rest] if rest else []) + lines[1:]

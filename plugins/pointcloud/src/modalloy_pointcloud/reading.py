@@ -141,16 +141,19 @@ def _material_file(model: Path, name: str, limits: Mapping[str, int]) -> bytes |
     """
     windows = PureWindowsPath(name)  # it understands both kinds of slashes
     directory = model.parent.resolve()
-    file = directory.joinpath(*windows.parts).resolve() if not windows.anchor else None
-    if file is None or not file.is_relative_to(directory):
-        problem = f"lies outside {model.parent} and is not opened"
-    elif file.suffix.lower() != ".mtl" or not file.is_file():
-        problem = "is not a .mtl file that exists"
-    else:
-        allowed = min(_MATERIALS, limits["bytes"])
-        check_limit("bytes", file.stat().st_size, {"bytes": allowed}, str(file))
-        with file.open("rb") as handle:
-            return handle.read(allowed)
+    try:
+        file = directory.joinpath(*windows.parts).resolve() if not windows.anchor else None
+        if file is None or not file.is_relative_to(directory):
+            problem = f"lies outside {model.parent} and is not opened"
+        elif file.suffix.lower() != ".mtl" or not file.is_file():
+            problem = "is not a .mtl file that exists"
+        else:
+            allowed = min(_MATERIALS, limits["bytes"])
+            check_limit("bytes", file.stat().st_size, {"bytes": allowed}, str(file))
+            with file.open("rb") as handle:
+                return handle.read(allowed)
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
     message = f"{model}: its material file {name!r} {problem}; materials' colours are left out"
     warnings.warn(message, ModalloyWarning, stacklevel=2)
     return None
