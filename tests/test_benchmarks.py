@@ -1,13 +1,14 @@
 """Benchmarks: what plugins declare, what the core's own readers take and refuse."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modalloy import API_VERSION, Benchmark, Registry, hookimpl
-from modalloy.errors import FormatError, SpecError, UnknownNameError
+from modalloy.errors import FormatError, SpecError, UnknownNameError, UnsafePathError
 from modalloy.evaluation.judging import gold, judge, normalise
 from modalloy.evaluation.questions import Question
 from modalloy.modality import resolve
@@ -213,3 +214,35 @@ def test_household_sets_are_told_apart(tmp_path: Path) -> None:
     for file in tmp_path.glob("test-*"):
         file.unlink()
     assert kinds("household", 1) == ["vision-mc"]
+
+
+def test_answers_of_different_subsets_do_not_mix(tmp_path: Path) -> None:
+    for name, letter in (("av", "A"), ("v", "B")):
+        official(tmp_path, [item()], name=f"AVQA-{name}.json")
+        (tmp_path / f"AVQA-{name}-answer.json").write_text(json.dumps({"7": letter}))
+    found = {
+        one.kind: one.reference
+        for one in resolve(Registry().benchmark("avqa").questions)(tmp_path, None)
+    }
+    assert found == {"AVQA-av": "A", "AVQA-v": "B"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conversations": ["x"]}, "item 0: expected {'id', 'conversations'"),
+        ({"conversations": [{"value": "x"}, "B"]}, "item 0: expected {'id', 'conversations'"),
+        ({"modal_inputs": ["a.png"]}, "item 0: modal_inputs must be a mapping"),
+        ({"modal_inputs": {"vision": 5}}, "item 0: modal_inputs['vision'] must be a path or"),
+        ({"modal_inputs": {"vision": [None]}}, "item 0: modal_inputs['vision'] must be a path or"),
+    ],
+)
+def test_malformed_official_items(tmp_path: Path, change: Any, message: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(message)):
+        mcub(official(tmp_path, [item() | change], {"7": "B"}))
+
+
+def test_official_media_lie_below_their_file(tmp_path: Path) -> None:
+    outside = {"conversations": [{"value": "<image>?"}], "modal_inputs": {"vision": "../a.png"}}
+    with pytest.raises(UnsafePathError, match=r"item 0: '../a.png' leads outside"):
+        mcub(official(tmp_path, [item() | outside], {"7": "B"}))

@@ -369,13 +369,13 @@ def test_the_bundled_demo_is_whole() -> None:
     ],
 )
 def test_coefficients_as_text(text: str | None, expected: Any) -> None:
-    assert parse_coefficients(text) == expected
+    assert parse_coefficients(text, "damc", {}) == expected
 
 
 @pytest.mark.parametrize("text", ["a=1;b=2", "a=", "a=1,b", "a:b=1;c=2"])
 def test_coefficients_that_cannot_be_read(text: str) -> None:
     with pytest.raises(SpecError, match="--coefficients: "):
-        parse_coefficients(text)
+        parse_coefficients(text, "damc", {})
 
 
 def test_saving_over_a_file_in_the_way(tmp_path: Path) -> None:

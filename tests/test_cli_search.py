@@ -119,3 +119,6 @@ def test_validation_without_a_search(shell: Shell, place: Path, tmp_path: Path) 
     code, _, errors = shell("compose", tmp_path / "m", "--validation", place)
     assert code == 1
     assert "validation and search are for coefficients='search'; got None" in errors
+    for words in (("--search", "tpe"), ("--seed", "1"), ("--work", place)):
+        code, _, errors = shell("compose", tmp_path / "m", *words)
+        assert (code, "search are for coefficients='search'; got None" in errors) == (1, True)

@@ -19,6 +19,7 @@ from modalloy.errors import FormatError, InputError, MissingComponentError, Spec
 from modalloy.evaluation import run
 from modalloy.evaluation.answers import Answer, AnswerLog, model_fingerprint
 from modalloy.evaluation.questions import Question
+from modalloy.evaluation.results import Record, Results
 from modalloy.evaluation.retention import of_type, open_alone, parents_alone, retained
 from tiny import tiny_base
 from toy import TYPES, ToyPlugin, ask, toy_parent
@@ -239,11 +240,53 @@ def test_features_are_those_of_the_encoder_whatever_the_way(
 
 
 def test_a_fingerprint_follows_coefficients(composed: Any) -> None:
-    model = composed[0]
-    before = model_fingerprint(model)
-    assert model_fingerprint(model) == before
+    model, processor = composed
+    before = model_fingerprint(model, processor)
+    assert model_fingerprint(model, processor) == before
     model.coefficients = attrs.evolve(model.coefficients, default=(0.25, 0.5))
-    assert model_fingerprint(model) != before
+    assert model_fingerprint(model, processor) != before
+
+
+def test_a_retrained_encoder_is_asked_again(
+    composed: Any, questions: list[Question], tmp_path: Path
+) -> None:
+    model = composed[0]
+    work = tmp_path / "work"
+    modalloy.evaluate(*composed, questions, work=work)
+    assert modalloy.evaluate(*composed, questions, work=work).reused == len(questions)
+    stores = sorted((work / "features").iterdir())
+    encoder, known = model.encoders._opened("sight"), dict(model.encoders._digests)
+    state = {name: value.clone() for name, value in encoder.state_dict().items()}
+    encoder.register_buffer("retrained", torch.ones(1))
+    model.encoders._digests.clear()
+    try:
+        again = modalloy.evaluate(*composed, questions, work=work)
+    finally:
+        del encoder.retrained
+        model.encoders._digests.update(known)
+    assert encoder.state_dict().keys() == state.keys()
+    assert again.reused == sum(q.content_types == ("audio",) for q in questions)
+    assert len(sorted((work / "features").iterdir())) == len(stores) + 1
+
+
+def test_another_template_is_another_model(composed: Any) -> None:
+    model, processor = composed
+    before, template = model_fingerprint(model, processor), processor.chat_template
+    processor.chat_template = f"{template} "
+    try:
+        assert model_fingerprint(model, processor) != before
+    finally:
+        processor.chat_template = template
+
+
+def test_retention_is_over_what_both_were_asked() -> None:
+    def record(name: str, *, right: bool) -> Record:
+        return Record(id=name, kind="mc", scoring="options", answer="", gold="", right=right)
+
+    alone = Results(records=(record("image", right=True),))
+    whole = Results(records=(record("image", right=True), record("sound", right=False)))
+    (row,) = retained([alone], whole)
+    assert (row.n, row.alone, row.composed, row.ratio) == (1, 1.0, 1.0, 1.0)
 
 
 def test_retention_compares_with_each_parent(

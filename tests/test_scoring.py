@@ -223,7 +223,28 @@ def test_questions_are_read_with_their_media_beside_them(tmp_path: Path) -> None
         (line(options=[]), "line 1: there are neither options nor a reference"),
         (line(answr=1), "line 1: answr is not a known key"),
         (line(options="ab"), "options"),
-        (line(messages=[{"role": "user"}]), "line 1: a message has no content"),
+        *(
+            (line(messages=[{"role": "user", "content": bad}]), "line 1: a message's content must")
+            for bad in (None, 5, {"type": "text"})
+        ),
+        *(
+            (line(messages=[{"role": "user", "content": [bad]}]), "line 1: expected {'type'")
+            for bad in (
+                5,
+                "path",
+                {"path": "a.png"},
+                {"type": "image", "path": 5},
+                {"type": "image", "image": "a.png"},
+                {"type": "text", "text": 5},
+            )
+        ),
+        *(
+            (
+                line(messages=[{"role": "user", "content": [{"type": "image", "path": path}]}]),
+                "leads outside",
+            )
+            for path in ("../a.png", "/etc/hostname", "b/../../a.png")
+        ),
         ("[]", "expected a mapping of keys, found list"),
     ],
 )

@@ -383,7 +383,7 @@ def test_the_file_that_search_writes_is_what_compose_takes(
     questions = planted(composed, asked(16), (0.7, 0.7, 0.0))
     result = search_coefficients(*composed, questions, metric="accuracy")
     write_table(tmp_path / "found.json", result.record())
-    table = parse_coefficients(str(tmp_path / "found.json"))
+    table = parse_coefficients(str(tmp_path / "found.json"), "damc", {})
     made = modalloy.compose(
         parents[0], parents=parents[1], coefficients=table, registry=toy_registry(*GROUPS)
     )
@@ -396,8 +396,11 @@ def test_the_file_that_search_writes_is_what_compose_takes(
         ("{", "is no table of coefficients"),
         ("[]", "is no table of coefficients: TypeError"),
         ('{"format_version": 9}', "format_version 9 is not known, expected 1; search again"),
-        ('{"format_version": 1, "coefficients": {}}', "need values by group under 'default'"),
-        (json.dumps({"format_version": 1,
+        ('{"format_version": 1, "method": "damc", "method_options": {}, "coefficients": {}}',
+         "need values by group under 'default'"),
+        ('{"format_version": 1, "method": "swudi", "method_options": {}, "coefficients": {}}',
+         "were found for method 'swudi' with options {}, and mean something else under 'damc'"),
+        (json.dumps({"format_version": 1, "method": "damc", "method_options": {},
                      "coefficients": {"default": {"a": 0.1}, "table": {"a": {"a": 1}}}}),
          "have coefficients of their own ({'a': 0.1}), which a table cannot say"),
     ],
@@ -406,7 +409,7 @@ def test_files_that_are_no_table(tmp_path: Path, text: str, message: str) -> Non
     file = tmp_path / "t.json"
     file.write_text(text)
     with pytest.raises(FormatError) as caught:
-        parse_coefficients(str(file))
+        parse_coefficients(str(file), "damc", {})
     assert message in str(caught.value)
     assert "t.json" in str(caught.value)
 

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from modalloy.base import resolve_base
 from modalloy.cli.output import hush_transformers
 from modalloy.composition.features import FeatureStore
 from modalloy.evaluation.prompts import Progress
-from modalloy.evaluation.questions import media_files
+from modalloy.evaluation.questions import media_files, read_questions
 from modalloy.evaluation.run import FEATURES_FOLDER, evaluate
 from modalloy.registry import Registry
 
@@ -60,8 +61,27 @@ class Task:
 
 
 def questions_digest(column: Column, data: Path) -> str:
-    """Return the SHA-256 of a column's file of questions."""
-    return hashlib.sha256(question_file(column, data).read_bytes()).hexdigest()
+    """Return the SHA-256 of a column's file of questions, and of its media's sizes and times.
+
+    Media that were built anew make the column be asked anew; where their bytes are what they were,
+    the answers that are kept serve.
+    """
+    file = question_file(column, data)
+    state = file.stat()
+    digest, media = _contents(file, column.group, state.st_size, state.st_mtime_ns)
+    found = hashlib.sha256(digest)
+    for medium in media:
+        state = medium.stat()
+        found.update(f"{medium.name} {state.st_size} {state.st_mtime_ns}".encode())
+    return found.hexdigest()
+
+
+@cache
+def _contents(file: Path, group: str, *_: int) -> tuple[bytes, tuple[Path, ...]]:
+    """Return the SHA-256 of a file and the media it names; read again when size or time differ."""
+    questions = [] if group == "perplexity" else read_questions(file)
+    media = sorted({path for question in questions for path in media_files(question)})
+    return hashlib.sha256(file.read_bytes()).digest(), tuple(media)
 
 
 def is_done(task_identity: str, row: str, column: str, count: int, settings: Settings) -> bool:

@@ -22,15 +22,15 @@ from modalloy.composition.coefficients import make_coefficients
 from modalloy.composition.compose import build_model, describe_modalities
 from modalloy.composition.configuration import ModalloyConfig
 from modalloy.composition.features import FeatureCache
-from modalloy.composition.layers import linear_layers
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.composition.selection import Chosen
 from modalloy.modality import MERGED
-from modalloy.parent import CONNECTOR_FILE, FORMAT_VERSION, BaseReference, ParentManifest
+from modalloy.parent import CONNECTOR_FILE
 from modalloy.registry import Registry
 from modalloy.training.config import StageConfig, TrainConfig, read_config
 from modalloy.training.data import ChatDataset, Collator
+from modalloy.training.opening import lora_targets, start_manifest
 from modalloy.training.parameters import choose_trained, init_deltas
 from modalloy.training.records import whole_checkpoints
 from modalloy.training.stages import run_stage
@@ -55,21 +55,15 @@ def open_joint(
     tokenizer, language_model = base.tokenizer(), base.model(getattr(torch, first.dtype))
     if first.attention is not None:
         language_model.set_attn_implementation(first.attention)
-    chosen = [Chosen(Path(), _manifest(c, base), c.name) for c in configs.values()]
+    chosen = [Chosen(Path(), start_manifest(c, base), c.name) for c in configs.values()]
     entries = describe_modalities(registry, chosen, tokenizer)
-    lora = first.lora
-    delta = [
-        {"module": name, "rank": lora.rank, "scale": lora.alpha / lora.rank}
-        for name in linear_layers(language_model)
-        if name.rpartition(".")[2] in lora.targets
-    ]
     model = build_model(
         ModalloyConfig(
             text_config=language_model.config,
             modalities=entries,
             method=METHOD,
             decoupled=False,
-            merged_delta=delta,
+            merged_delta=lora_targets(first, language_model),
             coefficients=make_coefficients({MERGED: 1.0}, [MERGED], ()).to_dict(),
             base={"id": base.id, "fingerprint": attrs.asdict(base.fingerprint)},
             dtype=language_model.dtype,
@@ -83,23 +77,6 @@ def open_joint(
         tokenizer, modalities=entries, chat_template=tokenizer.chat_template
     )
     return model, processor.bind(registry)
-
-
-def _manifest(config: TrainConfig, base: Base) -> ParentManifest:
-    """What a parent of this configuration would say about itself before training."""
-    return ParentManifest(
-        format_version=FORMAT_VERSION,
-        name=config.name,
-        modality=config.modality,
-        base=BaseReference(id=base.id, fingerprint=base.fingerprint),
-        strategy=config.strategy,
-        encoder=config.encoder,
-        connector=config.connector,
-        prefix_tokens=config.prefix_tokens,
-        suffix_tokens=config.suffix_tokens,
-        licence=config.licence,
-        requires=config.requires,
-    )
 
 
 def find_connectors(registry: Registry) -> dict[str, Path]:

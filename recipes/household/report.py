@@ -99,7 +99,7 @@ def write(work: Path, out: Path, coefficients: Path) -> list[Path]:
     cells, lost = read_cells(work)
     record = _load(work / RECORD)
     streams = _load(work / FILE).get("streams", dict.fromkeys(STREAMS, ()))
-    spec = searched(coefficients)[1] if coefficients.is_file() else None
+    spec = searched(coefficients)[2] if coefficients.is_file() else None
     tables = all_tables(cells, streams, spec)
     notes = describe(record, lost, cells)
     file = out / "results.md"

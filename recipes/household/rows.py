@@ -10,9 +10,8 @@ import attrs
 from recipes.household.wordings import MODALITIES
 
 import modalloy
-from modalloy.composition.coefficients import Coefficients
+from modalloy.cli.search import read_table
 from modalloy.errors import MissingComponentError
-from modalloy.modality import MERGED
 from modalloy.parent import MANIFEST
 from modalloy.registry import Registry
 
@@ -170,44 +169,26 @@ def open_row(row: Row, sources: Sources, registry: Registry) -> Any:
     if row.method is None:
         return modalloy.load(sources.joint, registry=registry)
     method, spec = row.method, row.coefficients
+    options: dict[str, float] = {}
     if row.searched:
-        method, spec = searched(sources.coefficients)
+        method, options, spec = searched(sources.coefficients)
     parents = sources.parents_of(row, registry)
     return modalloy.compose(
         BASE,
         modalities=sorted(parents),
         parents=[parents[name] for name in sorted(parents)],
         method=method,
+        method_options=options,
         coefficients=spec,
         registry=registry,
     )
 
 
-def searched(file: Path) -> tuple[str, Any]:
-    """Return the merge method and the whole table of coefficients of a search's file.
-
-    Args:
-        file: JSON, what ``modalloy search`` writes or its ``coefficients`` alone.
-
-    Raises:
-        ValueError: The file holds no coefficients.
-    """
+def searched(file: Path) -> tuple[str, dict[str, float], Any]:
+    """Return merge method, its options and the table of a file that ``modalloy search`` wrote."""
     data = json.loads(file.read_text(encoding="utf-8"))
-    data = data.get("coefficients", data)
-    if not isinstance(data, Mapping) or "default" not in data:
-        raise ValueError(
-            f"{file}: expected the JSON of `modalloy search`, with 'coefficients' that have a "
-            f"'default' and a 'table'; found {', '.join(map(str, data)) or 'nothing'}"
-        )
-    table = Coefficients.from_dict(data)
-    names = [name for name in table.groups if name != MERGED]
-    sets = [
-        frozenset(name for place, name in enumerate(names) if number >> place & 1)
-        for number in range(1 << len(names))
-    ]
-    # Every set is spelt out: those left out would get the rule's value, not the file's default.
-    spec = {one: dict(zip(table.groups, table.row(one), strict=True)) for one in sets}
-    return ("damc-ties" if MERGED in table.groups else "damc"), spec
+    method, options = data.get("method", ""), data.get("method_options", {})
+    return method, options, read_table(file, method, options)
 
 
 def identity(row: Row, sources: Sources, registry: Registry) -> str:

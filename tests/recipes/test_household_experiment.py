@@ -16,8 +16,9 @@ from recipes.household.experiment import available, choose, plan
 from recipes.household.rows import ALL, ROWS, Sources, searched
 from recipes.household.text_ability import foretell
 
-from modalloy.composition.coefficients import Coefficients, make_coefficients
-from modalloy.errors import MissingComponentError
+from modalloy.cli.search import read_table, write_table
+from modalloy.composition.coefficients import make_coefficients
+from modalloy.errors import FormatError, MissingComponentError
 from modalloy.evaluation.questions import Question
 from tiny import tiny_base
 from toy import toy_parent, toy_registry
@@ -29,9 +30,21 @@ def settings(tmp_path: Path) -> Settings:
     data.mkdir()
     for column in COLUMNS.values():
         if column.group not in ("questions", "perplexity"):
-            (data / f"test-{column.file}.jsonl").write_text(f'"{column.file}"\n')
+            (data / f"{column.file}.png").write_bytes(b"seen")
+            write_question(data, column.file)
     sources = Sources(joint=tmp_path / "joint", coefficients=tmp_path / "found.json")
     return Settings(data=data, work=tmp_path / "work", sources=sources)
+
+
+def write_question(data: Path, name: str, words: str = "what?") -> None:
+    content = [{"type": "image", "path": f"{name}.png"}, {"type": "text", "text": words}]
+    question = {
+        "id": "1",
+        "kind": name,
+        "messages": [{"role": "user", "content": content}],
+        "reference": "this",
+    }
+    (data / f"test-{name}.jsonl").write_text(json.dumps(question) + "\n")
 
 
 def done(settings: Settings, row: str, column: str, n: int, identity: str = "same") -> None:
@@ -93,8 +106,11 @@ def test_what_is_wanted_most_comes_first_and_what_is_there_is_left_out(settings:
     again = plan(marks, list(COLUMNS), settings)[0].columns
     assert whole not in dict(again)
     assert {fewer, other} <= set(dict(again))
-    file = settings.data / f"test-{whole}.jsonl"
-    file.write_text("other questions\n")
+    write_question(settings.data, whole, "what else?")
+    assert whole in dict(plan(marks, list(COLUMNS), settings)[0].columns)
+    done(settings, "joint", whole, MANY)
+    assert whole not in dict(plan(marks, list(COLUMNS), settings)[0].columns)
+    (settings.data / f"{whole}.png").write_bytes(b"drawn anew")
     assert whole in dict(plan(marks, list(COLUMNS), settings)[0].columns)
 
 
@@ -132,19 +148,23 @@ def test_a_parent_without_its_weights_is_missing(monkeypatch: pytest.MonkeyPatch
     assert why == "no naive parent of video over smollm2 is at hand"
 
 
-def test_searched_coefficients_are_the_whole_table(tmp_path: Path) -> None:
+def test_searched_coefficients_come_with_their_method(tmp_path: Path) -> None:
     names = ("audio", "vision")
-    table = {frozenset(names): (0.75, 0.25)}
-    whole = Coefficients(names, (0.3, 0.4), table)
+    start = make_coefficients("presence", names, ("presence",))
+    whole = attrs.evolve(start, table={**start.table, frozenset(names): (0.75, 0.25)})
     file = tmp_path / "found.json"
-    file.write_text(json.dumps({"coefficients": whole.to_dict()}))
-    method, spec = searched(file)
+    record = {"method": "damc-ties", "method_options": {"density": 0.3}}
+    write_table(file, {**record, "coefficients": whole.to_dict()})
+    method, options, spec = searched(file)
+    assert (method, options) == ("damc-ties", {"density": 0.3})
     made = make_coefficients(spec, names, ("presence",))
-    assert method == "damc"
     for present in (frozenset(), frozenset({"audio"}), frozenset(names)):
         assert made.row(present) == whole.row(present)
-    file.write_text(json.dumps({"strategy": "grid"}))
-    with pytest.raises(ValueError, match=r"expected the JSON of `modalloy search`.*found strategy"):
+    for other in (("swudi", {}), ("damc-ties", {"density": 0.2})):
+        with pytest.raises(FormatError, match="were found for method 'damc-ties' with options"):
+            read_table(file, *other)
+    write_table(file, {"strategy": "grid"})
+    with pytest.raises(FormatError, match="is no table of coefficients"):
         searched(file)
 
 

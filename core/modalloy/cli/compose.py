@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,8 @@ from modalloy.cli.search import read_table, show_search
 from modalloy.composition.coefficients import order_groups
 from modalloy.errors import FormatError, SpecError
 from modalloy.modality import MERGED
+
+_STRATEGY = "grid"
 
 
 def command(  # noqa: PLR0913 - the options of the command line
@@ -56,7 +58,7 @@ def command(  # noqa: PLR0913 - the options of the command line
             "val-*.jsonl."
         ),
     ] = None,
-    search: Annotated[str, typer.Option(help="grid, tpe or stability.")] = "grid",
+    search: Annotated[str, typer.Option(help="grid, tpe or stability.")] = _STRATEGY,
     work: Annotated[
         Path | None, typer.Option(help="Directory that keeps a search's features and answers.")
     ] = None,
@@ -67,11 +69,13 @@ def command(  # noqa: PLR0913 - the options of the command line
     """Compose the installed modalities over one base and save the model."""
     if out.exists():
         raise FormatError(f"{out} exists; choose another place or remove it", path=out)
-    spec, options = parse_coefficients(coefficients), parse_options(option or ())
+    options = parse_options(option or ())
+    spec = parse_coefficients(coefficients, method, options)
     from modalloy.evaluation.composing import SEARCH, compose
 
     hush_transformers()
     started = time.perf_counter()
+    given = work is not None or (search, seed) != (_STRATEGY, 0)
     with progress_bar(silent=spec != SEARCH) as progress:
         asked = {"strategy": search, "seed": seed, "work": work, "progress": progress}
         model, processor = compose(
@@ -82,7 +86,7 @@ def command(  # noqa: PLR0913 - the options of the command line
             method_options=options,
             coefficients=spec,
             validation=validation,
-            search=asked if spec == SEARCH else None,
+            search=asked if spec == SEARCH or given else None,
             dtype=dtype,
             progress=print_note,
         )
@@ -159,15 +163,20 @@ def show_coefficients(coefficients: dict[str, Any]) -> None:
     print_table(title, ("inputs in the prompt", *names), rows)
 
 
-def parse_coefficients(text: str | None) -> Any:
+def parse_coefficients(text: str | None, method: str, options: Mapping[str, float]) -> Any:
     """Read ``--coefficients``: a rule, a file's table, values by modality, or values by set.
+
+    Args:
+        text: As it was given.
+        method: Merge method that a file's table is to serve.
+        options: Its options.
 
     Raises:
         SpecError: The text is none of these.
         FormatError: The file holds no table.
     """
     if text is not None and text.endswith(".json"):
-        return read_table(Path(text))
+        return read_table(Path(text), method, options)
     if text is None or "=" not in text:
         return text
     groups = [group for group in text.split(";") if group.strip()]

@@ -79,7 +79,7 @@ def command(  # noqa: PLR0913 - the options of the command line
         "modalities": modality,
         "parents": parent or (),
         "method": method or "damc",
-        "coefficients": parse_coefficients(coefficients),
+        "coefficients": parse_coefficients(coefficients, method or "damc", {}),
     }
     hush_transformers()
     composition = _open(model, composing, dtype, registry)

@@ -102,11 +102,18 @@ def write_table(file: Path, record: Mapping[str, Any]) -> None:
         raise FormatError(f"{file} cannot be written: {error}", path=file) from error
 
 
-def read_table(file: Path) -> dict[frozenset[str], dict[str, float]]:
+def read_table(
+    file: Path, method: str, options: Mapping[str, float]
+) -> dict[frozenset[str], dict[str, float]]:
     """Read the table of a file that ``modalloy search`` wrote, as ``compose`` takes it.
 
+    Args:
+        file: JSON.
+        method: The merge method that it is to serve.
+        options: Options of that method, those that are not left at their defaults.
+
     Raises:
-        FormatError: It cannot be read, or is another kind of file.
+        FormatError: It cannot be read, is another kind of file, or was found for another method.
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -114,6 +121,14 @@ def read_table(file: Path) -> dict[frozenset[str], dict[str, float]]:
             raise FormatError(
                 f"{file}: format_version {data['format_version']!r} is not known, expected "
                 f"{_FORMAT_VERSION}; search again",
+                path=file,
+            )
+        known = (data["method"], {**data["method_options"], **options})
+        if known != (method, data["method_options"]):
+            raise FormatError(
+                f"{file}: its coefficients were found for method {data['method']!r} with options "
+                f"{data['method_options']}, and mean something else under {method!r} with "
+                f"{dict(options)}; compose with the former, or search again",
                 path=file,
             )
         found = Coefficients.from_dict(data["coefficients"])

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class EncoderStore:
         self._modalities = modalities
         self.registry = registry
         self._open: dict[str, nn.Module] = {}
+        self._digests: dict[str, str] = {}
         self.files: dict[str, Path] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,9 +63,7 @@ class EncoderStore:
             InputError: The inputs are not those that the encoder takes.
             FormatError: Its features are not of the shape that was declared.
         """
-        if modality not in self._open:
-            self._open[modality] = self._build(modality)
-        module = self._open[modality].to(device)
+        module = self._opened(modality).to(device)
         try:
             inspect.signature(module.forward).bind(**inputs)
         except TypeError as error:
@@ -81,6 +81,26 @@ class EncoderStore:
                 path=modality,
             )
         return features.float()
+
+    def digest(self, modality: str) -> str:
+        """Return the SHA-256 of an encoder's weights, wherever they come from.
+
+        Raises:
+            MissingComponentError: The encoder's plugin is not installed.
+        """
+        if modality not in self._digests:
+            found = sha256()
+            for name, tensor in sorted(self._opened(modality).state_dict().items()):
+                found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                found.update(raw.numpy())
+            self._digests[modality] = found.hexdigest()
+        return self._digests[modality]
+
+    def _opened(self, modality: str) -> nn.Module:
+        if modality not in self._open:
+            self._open[modality] = self._build(modality)
+        return self._open[modality]
 
     def kind(self, modality: str) -> Encoder:
         """Return the registered encoder type of a modality.

@@ -78,8 +78,8 @@ class FeatureCache:
 class FeatureStore:
     """Encoded inputs, kept in memory and, where a directory is given, on disk.
 
-    An input is known by its bytes and by its encoder: type, configuration, weights where the
-    composition carries them, and the versions of the plugins that read and encode it. On disk they
+    An input is known by its bytes and by its encoder: type, configuration, weights, and the
+    versions of the plugins that read and encode it. On disk they
     are ``<modality>-<encoder>/<digest>.safetensors``, each a shard of tensors named by the SHA-256
     of their input. Shards are only ever added, so that several processes may share a directory.
     Objects of the caller's (arrays, pictures) are encoded each time.
@@ -165,7 +165,7 @@ class FeatureStore:
         inputs: Sequence[tuple[str, Any]],
     ) -> list[torch.Tensor]:
         """Return ``(K, F)`` of each input; all are of one modality."""
-        folder = self._folder(model, processor, inputs[0][0])
+        folder = self.folder(model, processor, inputs[0][0])
         keys = [self.digest(source) or f"object {i}" for i, (_, source) in enumerate(inputs)]
         found = {key: self._known(folder, key) for key in keys}
         new = {k: one for k, one in zip(keys, inputs, strict=True) if found[k] is None}
@@ -184,17 +184,20 @@ class FeatureStore:
             self.flush()
         return [features for key in keys if (features := found[key]) is not None]
 
-    def _folder(
+    def folder(
         self, model: ModalloyForConditionalGeneration, processor: ModalloyProcessor, modality: str
     ) -> str:
-        """Return the name of a modality's shards: all that its features depend on but the input."""
+        """Return the name of a modality's shards: all that its features depend on but the input.
+
+        Raises:
+            MissingComponentError: The encoder's plugin is not installed.
+        """
         encoder = model.config.modalities[modality]["encoder"]
-        file = model.encoders.files.get(modality)
         registry = processor.registry
         kind = model.encoders.kind(modality).name
         identity = {
             **{key: encoder[key] for key in ("type", "config", "shape")},
-            "weights": self.digest(file) if file else None,
+            "weights": model.encoders.digest(modality),
             "reader": registry.owner("modality", modality).origin,
             "plugin": registry.owner("encoder", kind).origin,
         }

@@ -10,11 +10,13 @@ import torch
 
 from modalloy.composition.features import FeatureStore
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
+from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import FormatError
 from modalloy.evaluation.questions import Question
 
 ANSWERS_FILE = "answers.jsonl"
 _SAMPLES = 32
+_WHERE = ("_name_or_path", "transformers_version")  # of a configuration: not what it says
 
 
 @attrs.frozen
@@ -97,11 +99,18 @@ def _joined(key: dict[str, str]) -> str:
     return json.dumps([key[name] for name in _KEY])
 
 
-def question_digest(question: Question, store: FeatureStore) -> str | None:
-    """Return the SHA-256 of all that a model is given: text, options, and the media's bytes.
+def question_digest(
+    question: Question,
+    store: FeatureStore,
+    model: ModalloyForConditionalGeneration,
+    processor: ModalloyProcessor,
+) -> str | None:
+    """Return the SHA-256 of all that a model is given: text, options, the media and who reads them.
 
-    ``None`` where an input is an object of the caller's, which has no lasting identity.
+    That is the media's bytes and the names of their features' shards. ``None`` where an input is
+    an object of the caller's, which has no lasting identity.
     """
+    names = {entry["content_type"]: name for name, entry in processor.modalities.items()}
     messages: list[Any] = []
     for message in question.messages:
         content = message["content"]
@@ -109,7 +118,8 @@ def question_digest(question: Question, store: FeatureStore) -> str | None:
         for part in () if isinstance(content, str) else content:
             one = dict(part)
             if "path" in one:
-                one["path"] = store.digest(Path(one["path"]))
+                reader = store.folder(model, processor, names[one["type"]])
+                one["path"] = [reader, store.digest(Path(one["path"]))]
             parts.append(one)
         messages.append({**message, "content": parts})
     try:
@@ -119,12 +129,13 @@ def question_digest(question: Question, store: FeatureStore) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def model_fingerprint(model: ModalloyForConditionalGeneration) -> str:
-    """Return the SHA-256 of what decides a composition's answers.
+def model_fingerprint(model: ModalloyForConditionalGeneration, processor: ModalloyProcessor) -> str:
+    """Return the SHA-256 of what decides a composition's answers, its encoders aside.
 
-    That is its configuration, its coefficients, its dtype, and a sample of every tensor.
+    That is its configuration, its coefficients, its dtype, a sample of every tensor, and how its
+    processor writes a prompt.
     """
-    config = model.config
+    config, base = model.config, model.language_model.config.to_dict()
     coefficients = model.coefficients.to_dict()
     del coefficients["rule"]  # what they were made by; the same numbers give the same answers
     identity = {
@@ -133,6 +144,10 @@ def model_fingerprint(model: ModalloyForConditionalGeneration) -> str:
         "coefficients": coefficients,
         "modalities": config.modalities,
         "dtype": str(model.dtype),
+        "text_config": {key: value for key, value in base.items() if key not in _WHERE},
+        "generation": model.generation_config.to_dict(),
+        "template": processor.chat_template,
+        "vocabulary": processor.tokenizer.get_vocab(),
     }
     found = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -142,6 +157,4 @@ def model_fingerprint(model: ModalloyForConditionalGeneration) -> str:
             places = torch.linspace(0, len(flat) - 1, _SAMPLES, dtype=torch.float64).long()
             sample = flat[places.to(flat.device)].float().cpu()
             found.update(sample.numpy().astype("<f4").tobytes())
-    for name, file in sorted(model.encoders.files.items()):
-        found.update(f"{name} {FeatureStore().digest(file)}".encode())
     return found.hexdigest()

@@ -206,7 +206,7 @@ class Ground:
         """Return what an answer is found again by; ``None`` where an input has no identity."""
         question = self.questions[place]
         if place not in self._digests:
-            self._digests[place] = question_digest(question, self.store)
+            self._digests[place] = question_digest(question, self.store, self.model, self.processor)
         digest = self._digests[place]
         if digest is None:
             return None

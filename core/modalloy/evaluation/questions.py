@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from modalloy.errors import FormatError
+from modalloy.errors import FormatError, UnsafePathError
 from modalloy.structured import structure
 
 
@@ -62,9 +62,7 @@ def read_questions(file: Path) -> list[Question]:
         except json.JSONDecodeError as error:
             raise FormatError(f"{where} is not valid JSON: {error}", path=file) from error
         _check_answer(question, where, file)
-        if any("content" not in message for message in question.messages):
-            raise FormatError(f"{where}: a message has no content", path=file)
-        messages = [_absolute(message, file.parent) for message in question.messages]
+        messages = [_absolute(message, file, where) for message in question.messages]
         questions.append(attrs.evolve(question, messages=messages))
     return questions
 
@@ -124,9 +122,47 @@ def _check_answer(question: Question, where: str, file: Path) -> None:
         )
 
 
-def _absolute(message: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    content = message["content"]
+def inside(root: Path, name: str, where: str) -> Path:
+    """Return the path of a medium that a file names, checked to lie below that file's directory.
+
+    Raises:
+        UnsafePathError: It leads elsewhere.
+    """
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UnsafePathError(
+            f"{where}: {name!r} leads outside {root}; media lie beside the file that names "
+            "them, or below it",
+            path=path,
+        )
+    return path
+
+
+def _absolute(message: Mapping[str, Any], file: Path, where: str) -> dict[str, Any]:
+    """Return a message whose media are named by absolute path, and by nothing else."""
+    content = message.get("content")
     if isinstance(content, str):
         return dict(message)
-    parts = [{**p, "path": root / p["path"]} if "path" in p else p for p in content]
-    return {**message, "content": parts}
+    if not isinstance(content, list):
+        raise FormatError(
+            f"{where}: a message's content must be text or a list of parts; got {content!r:.80}",
+            path=file,
+        )
+    return {**message, "content": [_part(part, file, where) for part in content]}
+
+
+def _part(part: Any, file: Path, where: str) -> dict[str, Any]:
+    """Return a part of a message: text, a medium by path, or one that is there as numbers."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    keys = [] if kind is None else [key for key in part if key != "type"]
+    key = keys[0] if len(keys) == 1 else ""
+    value = part[key] if key else None
+    # A string under another key could name a file, too.
+    fine = isinstance(value, str) if key in ("text", "path") else isinstance(value, list)
+    if not fine or (kind == "text") is not (key == "text"):
+        raise FormatError(
+            f"{where}: expected {{'type': 'text', 'text': ...}} or {{'type', 'path'}}; found "
+            f"{part!r:.80}",
+            path=file,
+        )
+    return {**part, key: inside(file.parent, str(value), where) if key == "path" else value}

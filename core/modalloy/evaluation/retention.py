@@ -88,20 +88,23 @@ def open_alone(options: Mapping[str, Any]) -> Composition:
 
 
 def retained(alone: Sequence[Results], composed: Results) -> list[Retained]:
-    """Return a row per kind and scoring that a parent and the composition both answered."""
-    own = {(row.kind, row.scoring): row for row in composed.table()}
+    """Return a row per kind and scoring, over what both a parent and the composition answered."""
+    whole = {(one.kind, one.scoring, one.id): one.right for one in composed.records}
+    pairs: dict[tuple[str, str], list[tuple[bool, bool]]] = {}
+    for results in alone:
+        for one in results.records:
+            right = whole.get((one.kind, one.scoring, one.id))
+            if right is not None:
+                pairs.setdefault((one.kind, one.scoring), []).append((one.right, right))
     return [
         Retained(
-            kind=row.kind,
-            scoring=row.scoring,
-            n=row.n,
-            alone=row.right.value,
-            composed=own[row.kind, row.scoring].right.value,
+            kind=kind,
+            scoring=scoring,
+            n=len(both),
+            alone=sum(own for own, _ in both) / len(both),
+            composed=sum(right for _, right in both) / len(both),
         )
-        for results in alone
-        for row in results.table()
-        if row.kind in {record.kind for record in results.records}
-        and (row.kind, row.scoring) in own
+        for (kind, scoring), both in pairs.items()
     ]
 
 

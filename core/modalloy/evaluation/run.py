@@ -140,10 +140,10 @@ class _Run:
     def _keys(self, scoring: str, questions: Sequence[Question]) -> list[dict[str, str] | None]:
         if self.log.file is None:
             return [None] * len(questions)
-        model = model_fingerprint(self.model)
+        model = model_fingerprint(self.model, self.processor)
         keys: list[dict[str, str] | None] = []
         for question in questions:
-            digest = question_digest(question, self.store)
+            digest = question_digest(question, self.store, self.model, self.processor)
             key = {
                 "model": model,
                 "benchmark": self.benchmark,

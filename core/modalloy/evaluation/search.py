@@ -98,7 +98,7 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
     reused = 0
     try:
         model.coefficients = Coefficients(start.groups, (0.0,) * len(start.groups))
-        identity = model_fingerprint(model)
+        identity = model_fingerprint(model, processor)
         for present in chosen:
             ground = Ground(
                 model=model,
@@ -125,6 +125,8 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
     }
     table = attrs.evolve(start, table={**start.table, **rows}, rule="custom") if rows else start
     return SearchResult(
+        method=model.config.method,
+        method_options=model.config.method_options,
         coefficients=table,
         strategy=strategy,
         metric=None if strategy == "stability" else metric,
@@ -143,7 +145,10 @@ def _search(ground: Ground, strategy: str, trials: int, seed: int) -> SubsetSear
         row = search_tpe(ground, trials, seed)
     else:
         row = search_stability(ground)
-    digests = [question_digest(question, ground.store) for question in ground.questions]
+    digests = [
+        question_digest(question, ground.store, ground.model, ground.processor)
+        for question in ground.questions
+    ]
     known = sorted(digest for digest in digests if digest is not None)
     whole = hashlib.sha256("".join(known).encode()).hexdigest()
     return SubsetSearch(

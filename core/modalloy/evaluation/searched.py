@@ -55,6 +55,8 @@ class SearchResult:
     """What a search found.
 
     Attributes:
+        method: Merge method of the composition; its groups mean nothing under another.
+        method_options: The options that it ran with.
         coefficients: The table: the model's own, with the rows that were found.
         strategy: Name among :data:`~modalloy.evaluation.search.STRATEGIES`.
         metric: Name among :data:`~modalloy.evaluation.candidates.METRICS`; ``None`` where no
@@ -66,6 +68,8 @@ class SearchResult:
         reused: How many answers were taken from an earlier run.
     """
 
+    method: str
+    method_options: Mapping[str, float]
     coefficients: Coefficients
     strategy: str
     metric: str | None
@@ -78,6 +82,8 @@ class SearchResult:
     def record(self) -> dict[str, Any]:
         """Return plain JSON data for ``modalloy.json``; no times, so that it is reproducible."""
         return {
+            "method": self.method,
+            "method_options": dict(self.method_options),
             "strategy": self.strategy,
             "metric": self.metric,
             "seed": self.seed,

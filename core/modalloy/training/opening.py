@@ -39,19 +39,7 @@ def open_parent(
         SpecError: The configuration does not fit the base or the registered plugins.
         UnknownNameError: A modality, encoder or connector is not registered.
     """
-    manifest = ParentManifest(
-        format_version=FORMAT_VERSION,
-        name=config.name,
-        modality=config.modality,
-        base=BaseReference(id=base.id, fingerprint=base.fingerprint),
-        strategy=config.strategy,
-        encoder=config.encoder,
-        connector=config.connector,
-        prefix_tokens=config.prefix_tokens,
-        suffix_tokens=config.suffix_tokens,
-        licence=config.licence,
-        requires=config.requires,
-    )
+    manifest = start_manifest(config, base)
     encoder = registry.encoder(config.encoder.type, requires=config.requires)
     if encoder.modality != registry.modality(config.modality).name:
         raise SpecError(
@@ -67,7 +55,7 @@ def open_parent(
     entries = describe_modalities(registry, [Chosen(Path(), manifest, config.name)], tokenizer)
     decoupled = config.strategy == "decoupled"
     entry = entries[config.modality]
-    entry["text_delta"] = _targets(config, language_model)
+    entry["text_delta"] = lora_targets(config, language_model)
     entry["modality_delta"] = entry["text_delta"] if decoupled else None
     model = build_model(
         ModalloyConfig(
@@ -90,6 +78,23 @@ def open_parent(
     return model, processor.bind(registry), manifest
 
 
+def start_manifest(config: TrainConfig, base: Base) -> ParentManifest:
+    """Return what a parent says about itself as far as it is known before training."""
+    return ParentManifest(
+        format_version=FORMAT_VERSION,
+        name=config.name,
+        modality=config.modality,
+        base=BaseReference(id=base.id, fingerprint=base.fingerprint),
+        strategy=config.strategy,
+        encoder=config.encoder,
+        connector=config.connector,
+        prefix_tokens=config.prefix_tokens,
+        suffix_tokens=config.suffix_tokens,
+        licence=config.licence,
+        requires=config.requires,
+    )
+
+
 def _device() -> torch.device:
     """Return the device of this process, as the Trainer chooses it."""
     forbidden = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
@@ -107,7 +112,7 @@ def _set_attention(language_model: Any, name: str) -> None:
         ) from error
 
 
-def _targets(config: TrainConfig, language_model: torch.nn.Module) -> list[dict[str, Any]]:
+def lora_targets(config: TrainConfig, language_model: torch.nn.Module) -> list[dict[str, Any]]:
     """Return the linear layers that get a pair, as the configuration's patterns."""
     linears = linear_layers(language_model)
     lasts = {name.rpartition(".")[2] for name in linears}

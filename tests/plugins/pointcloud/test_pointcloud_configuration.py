@@ -34,6 +34,7 @@ def test_the_default_is_spelled_out() -> None:
     [
         ({"point": 5}, "point is not a known key"),
         ({"points": 0}, "encoder 'pointnet': must be positive, found {'points': 0}"),
+        ({"points": 10**12}, "must be at most 65536, found {'points': 1000000000000}"),
         ({"points": 10.5}, "points must be int, found 10.5"),
         ({"colours": 1}, "colours must be bool, found 1"),
     ],

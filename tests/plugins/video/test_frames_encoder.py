@@ -162,6 +162,7 @@ def test_unusable_features_are_refused() -> None:
         ({"features": 320}, "has 1280 features, the configuration says 320; set features to 1280"),
         ({"tokens": 9}, "8 frames cannot be averaged to 9 tokens; set tokens to 8 or fewer"),
         ({"frames": 65}, "frames is 65, but a clip keeps 64 once it is read"),
+        ({"image_size": 10**9}, "must be at most 65536, found {'image_size': 1000000000}"),
         ({"frames": 0}, "must be positive, found {'frames': 0}"),
         ({"std": [0.0, 1.0, 1.0]}, "must be positive, found {'std': 0.0}"),
         ({"image_size": "224"}, "image_size must be int, found '224'"),

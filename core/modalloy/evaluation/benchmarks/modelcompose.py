@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modalloy.errors import FormatError
-from modalloy.evaluation.questions import Question, check_media
+from modalloy.evaluation.questions import Question, check_media, inside
 
 TYPES = {"vision": "image", "audio": "audio", "video": "video", "point": "point_cloud"}
 """Content type by key of ``modal_inputs``."""
@@ -20,6 +20,7 @@ TYPES = {"vision": "image", "audio": "audio", "video": "video", "point": "point_
 _MARKS = {"image": "vision", "audio": "audio", "video": "video", "point": "point"}
 _MARK = re.compile(r"<(image|audio|video|point)>")
 _MCUB_ANSWERS = "MCUB-answer.json"
+_ANSWERS = re.compile(r"[-_]?answers?$", re.IGNORECASE)
 
 
 def mcub(data: Path | None, limit: int | None) -> list[Question]:
@@ -30,7 +31,7 @@ def mcub(data: Path | None, limit: int | None) -> list[Question]:
     """
     directory = _directory(data, "mcub")
     files = sorted({*directory.glob("MCUB-3-*.json"), *directory.glob("MCUB-4.json")})
-    answers = _read_answers(directory / _MCUB_ANSWERS)
+    answers = {"MCUB": _read_answers(directory / _MCUB_ANSWERS)}
     return _read(directory, files, answers, limit, "MCUB-4.json and MCUB-3-*.json")
 
 
@@ -57,11 +58,12 @@ def _read_named(
 ) -> list[Question]:
     directory = _directory(data, name)
     files = [file for file in sorted(directory.glob("*.json")) if pattern.match(file.stem)]
-    answers: dict[str, str] = {}
-    for file in files:
-        if file.stem.lower().endswith("answer"):
-            answers |= _read_answers(file)
-    files = [file for file in files if not file.stem.lower().endswith("answer")]
+    answers = {
+        _ANSWERS.sub("", file.stem): _read_answers(file)
+        for file in files
+        if _ANSWERS.search(file.stem)
+    }
+    files = [file for file in files if not _ANSWERS.search(file.stem)]
     return _read(directory, files, answers, limit, f"{name.upper()}*.json")
 
 
@@ -77,10 +79,11 @@ def _directory(data: Path | None, name: str) -> Path:
 def _read(
     directory: Path,
     files: list[Path],
-    answers: Mapping[str, str],
+    answers: Mapping[str, Mapping[str, str]],
     limit: int | None,
     expected: str,
 ) -> list[Question]:
+    """Read files of questions; each takes the answers whose name begins its own, the longest."""
     if not files:
         raise FormatError(f"{directory} holds no questions: expected {expected}", path=directory)
     questions = []
@@ -90,16 +93,18 @@ def _read(
             raise FormatError(
                 f"{file}: expected a list of items, found {type(items).__name__}", path=file
             )
+        named = max((name for name in answers if file.stem.startswith(name)), key=len, default="")
         for index, item in enumerate(items[:limit]):
-            questions.append(_question(item, file, index, answers))
+            questions.append(_question(item, file, index, answers.get(named, {})))
     check_media(questions, directory)
     return questions
 
 
 def _question(item: Any, file: Path, index: int, answers: Mapping[str, str]) -> Question:
     where = f"{file}, item {index}"
-    turns = item.get("conversations") if isinstance(item, Mapping) else None
-    if not isinstance(turns, list) or not turns or not isinstance(turns[0].get("value"), str):
+    turns: Any = item.get("conversations") if isinstance(item, Mapping) else None
+    fine = isinstance(turns, list) and turns and all(isinstance(t, Mapping) for t in turns)
+    if not fine or not isinstance(turns[0].get("value"), str):
         raise FormatError(
             f"{where}: expected {{'id', 'conversations': [{{'value': text}}, ...], "
             "'modal_inputs'}",
@@ -125,13 +130,22 @@ def _question(item: Any, file: Path, index: int, answers: Mapping[str, str]) -> 
 
 
 def _content(
-    text: str, inputs: Mapping[str, Any], file: Path, where: str
+    text: str, inputs: Any, file: Path, where: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return content parts, inputs in the places of their marks, and the inputs' names."""
+    if not isinstance(inputs, Mapping):
+        raise FormatError(f"{where}: modal_inputs must be a mapping; got {inputs!r:.80}", path=file)
     queues = {
-        key: [value] if isinstance(value, str) else list(value or ())
-        for key, value in inputs.items()
+        key: [value] if isinstance(value, str) else value or [] for key, value in inputs.items()
     }
+    for key, value in queues.items():
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise FormatError(
+                f"{where}: modal_inputs[{key!r}] must be a path or a list of paths; got "
+                f"{value!r:.80}",
+                path=file,
+            )
+    queues = {key: list(value) for key, value in queues.items()}
     unknown = sorted(queues.keys() - TYPES.keys())
     if unknown:
         raise FormatError(
@@ -152,7 +166,7 @@ def _content(
                 path=file,
             )
         name = queues[key].pop(0)
-        content.append({"type": TYPES[key], "path": file.parent / name})
+        content.append({"type": TYPES[key], "path": inside(file.parent, name, where)})
         names.append(f"{key}/{name}")
     left = sorted(key for key, queue in queues.items() if queue)
     if left:

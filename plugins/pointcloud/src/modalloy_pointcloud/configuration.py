@@ -8,6 +8,9 @@ import attrs
 from modalloy.errors import FormatError, SpecError
 from modalloy.structured import structure
 
+MOST = 1 << 16
+"""The largest number that a size of an encoder may be."""
+
 C = TypeVar("C")
 
 
@@ -145,6 +148,10 @@ def _check_positive(subject: str, **values: int) -> None:
     bad = {name: value for name, value in values.items() if value <= 0}
     if bad:
         raise SpecError(f"{subject}: must be positive, found {bad}", subject=subject)
+    # A damaged or hostile number must not become an allocation.
+    huge = {name: value for name, value in values.items() if value > MOST}
+    if huge:
+        raise SpecError(f"{subject}: must be at most {MOST}, found {huge}", subject=subject)
 
 
 def _check_equal(subject: str, name: str, found: int, made: int, why: str) -> None:

@@ -11,6 +11,9 @@ from modalloy.structured import structure
 KEPT = 64
 """Frames that a clip keeps at most once it is read, and so the most that an encoder can see."""
 
+MOST = 1 << 16
+"""The largest number that a size of an encoder may be."""
+
 C = TypeVar("C")
 
 
@@ -154,6 +157,10 @@ def _check_positive(subject: str, **values: float) -> None:
     bad = {name: value for name, value in values.items() if value <= 0}
     if bad:
         raise SpecError(f"{subject}: must be positive, found {bad}", subject=subject)
+    # A damaged or hostile number must not become an allocation.
+    huge = {name: value for name, value in values.items() if value > MOST}
+    if huge:
+        raise SpecError(f"{subject}: must be at most {MOST}, found {huge}", subject=subject)
 
 
 def _check_frames(subject: str, frames: int) -> None:
