@@ -22,6 +22,7 @@ import torch
 import modalloy
 from modalloy.base import resolve_base
 from modalloy.cli.output import print_line, print_table
+from modalloy.composition.caches import CACHE
 from modalloy.composition.folding import FOLD_AFTER, FOLD_LIMIT, Folding, unfold_text
 from modalloy.composition.layers import StreamLinear
 
@@ -126,10 +127,10 @@ def measure(
         for _ in range(steps):
             if kind.startswith("composed"):
                 history = torch.cat([history, zero], dim=1)
-                composed(input_ids=zero, past_key_values=cache, mm_token_type_ids=history)
+                composed(input_ids=zero, cache=cache, mm_token_type_ids=history)
             else:
                 model = simple.model if kind == "simple rule" else base
-                model(input_ids=zero, past_key_values=cache)
+                model(input_ids=zero, **{CACHE: cache})
 
     times: dict[str, dict[str, list[float]]] = {"prefill": {}, "decode": {}}
     for turn in range(rounds + 1):
@@ -137,7 +138,7 @@ def measure(
             settle(composed, fold=kind == "composed")
             simple.prepare(composed, types)
             seconds = timed(lambda kind=kind: prefill(kind))  # type: ignore[misc]
-            cache = prefill(kind).past_key_values
+            cache = prefill(kind)[CACHE]
             if kind == "composed":
                 decode(kind, copy.deepcopy(cache))  # tokens until the weights are folded
             token = timed(lambda kind=kind, cache=cache: decode(kind, cache))  # type: ignore[misc]

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import modalloy
 from composing import BOTH, CLOSE, HEAR, SEE, TEXT, compose, embeds, logits, oracle
+from modalloy.composition.caches import CACHE
 from modalloy.composition.layers import StreamLinear
 from modalloy.deltas.lowrank import read_adapter
 from modalloy.errors import InputError
@@ -187,7 +188,7 @@ def test_presence_needs_the_whole_prompt_in_cached_decoding(
     model, processor = compose(base, list(parents.values()))
     batch = processor.apply_chat_template([SEE])
     with torch.no_grad():
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = model(**batch, use_cache=True)[CACHE]
         with pytest.raises(InputError, match="depend on the whole prompt: give it over all"):
             model(input_ids=torch.tensor([[5]]), past_key_values=copy.deepcopy(cache))
 

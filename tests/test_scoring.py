@@ -10,6 +10,7 @@ import torch
 
 import modalloy
 from modalloy.composition import folding
+from modalloy.composition.layers import StreamLinear
 from modalloy.errors import FormatError
 from modalloy.evaluation import scoring, trees
 from modalloy.evaluation.prompts import lay_out
@@ -84,10 +85,23 @@ def test_likelihoods_are_those_of_passes_of_their_own(
     assert choose_options(*composed, QUESTIONS, batch_size=batch_size) == best
 
 
-def test_many_batches_of_text_alone_are_scored_on_plain_weights(
+def test_each_set_of_modalities_is_scored_on_weights_folded_once(
     composed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folding, "folded_bytes", lambda _: 1)
+    model, folds = composed[0], []
+    fold, unfold = folding.fold_text, folding.unfold_text
+    monkeypatch.setattr(folding, "fold_text", lambda *args: folds.append("fold") or fold(*args))
+    monkeypatch.setattr(folding, "unfold_text", lambda m: folds.append("unfold") or unfold(m))
+    score_options(*composed, QUESTIONS, batch_size=1)
+    sets = {tuple(sorted(q.content_types)) for q in QUESTIONS}
+    assert folds == ["fold", "unfold"] * len(sets)
+    assert all(one.folded is None for one in model.modules() if isinstance(one, StreamLinear))
+
+
+def test_no_weights_are_folded_beyond_the_limit(
+    composed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(composed[0].folding, "limit", 0)
     monkeypatch.setattr(folding, "fold_text", lambda *_: pytest.fail("weights were folded"))
     texts = [attrs.evolve(QUESTIONS[2], id=str(i)) for i in range(40)]
     found = score_options(*composed, texts, batch_size=2)

@@ -275,8 +275,8 @@ def test_a_merged_delta_is_searched_beside_the_parents(parents: tuple[Path, list
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"strategy": "gird"}, SpecError, ("search strategy must be grid, tpe, stability; got "
-         "'gird'. Did you mean 'grid'?")),
+        ({"strategy": "gird"}, SpecError, ("search strategy must be grid, tpe, gradient, "
+         "stability; got 'gird'. Did you mean 'grid'?")),
         ({"metric": "f1"}, SpecError, "search metric must be logprob, likelihood, accuracy"),
         ({"trials": 0}, SpecError, "search needs at least 1 trial; got 0"),
         ({"subsets": [["sight", "smell"]]}, SpecError, ("'sight+smell' is no set of this "
@@ -417,4 +417,5 @@ def test_files_that_are_no_table(tmp_path: Path, text: str, message: str) -> Non
 def test_strategies_are_named_once() -> None:
     from modalloy.evaluation.search import STRATEGIES
 
-    assert {f"search_{name}" for name in STRATEGIES} <= set(dir(strategies))
+    known = dir(strategies)
+    assert all({f"search_{name}", f"judge_{name}"} & set(known) for name in STRATEGIES)

@@ -16,16 +16,14 @@ KINDS: Mapping[str, Kind] = {"object": "naming", "attribute": "attribute"}
 SKILLS = ("mc", "caption", "attribute")
 """Kinds of questions about one input."""
 STAGES = {
-    1: "three and four noisy inputs, the rows that are measured first",
-    2: "three and four noisy inputs, the other rows",
+    1: "four noisy inputs",
+    2: "three noisy inputs",
     3: "one modality's own questions, free answers, text",
     4: "one and two noisy inputs",
     5: "clean inputs",
 }
 MANY, FEW, FREE = 500, 200, 100
-"""Questions of a cell: where it decides, elsewhere, and of free answers about several inputs."""
-WIDEST = 3
-"""Inputs from which on a question belongs to the first stages."""
+"""Questions of a cell: where it decides, elsewhere, and of free answers and clean inputs."""
 
 
 @attrs.frozen(kw_only=True)
@@ -110,10 +108,9 @@ def place(row: Row, column: Column) -> tuple[int, int] | None:
         few = {"own": FEW, "format": FREE}
         return 3, few.get(column.group, MANY)
     if not column.noisy:
-        return 5, FEW
-    if len(column.modalities) >= WIDEST:
-        return (1 if row.first else 2), MANY
-    return 4, MANY if row.first else FEW
+        return 5, FREE
+    stage = {4: 1, 3: 2}.get(len(column.modalities), 4)
+    return stage, MANY if row.first or stage == 1 else FEW
 
 
 def asks(row: Row, column: Column) -> bool:

@@ -31,7 +31,7 @@ class Row:
         method: Merge method; ``None`` opens a model directory in place of composing.
         coefficients: Rule of the merge method, or value by group.
         searched: Whether the coefficients are those of a file.
-        first: Whether it is measured before others, and on more questions.
+        first: Whether it is asked more questions than others.
         free: Whether its free answers about several inputs are looked at.
     """
 
@@ -93,10 +93,10 @@ ROWS: Mapping[str, Row] = {
             free=True,
         ),
         _naive("connectors", "connectors only", coefficients="zero"),
-        _naive("naive-sum", "NaiveMC sum", coefficients="sum"),
+        _naive("naive-sum", "NaiveMC sum", coefficients="sum", first=True),
         _naive("naive-mean", "NaiveMC mean", coefficients="mean", first=True, free=True),
         _naive("ties", "NaiveMC TIES", method="ties", first=True),
-        _naive("factor-mean", "NaiveMC factor-wise mean", method="factor-mean"),
+        _naive("factor-mean", "NaiveMC factor-wise mean", method="factor-mean", first=True),
         _damc("damc-uniform", "DAMC 1/N", coefficients="uniform", first=True, free=True),
         _damc("damc-presence", "DAMC presence", coefficients="presence", first=True, free=True),
         _damc("damc-searched", "DAMC searched", searched=True, first=True, free=True),

@@ -21,6 +21,8 @@ from recipes.household.figures import (
 from recipes.household.mcub import subsets
 from recipes.household.rows import ALL, ROWS
 
+from modalloy.composition.coefficients import show_value
+
 UNKNOWN = "not measured"
 COMPOSED = tuple(name for name, row in ROWS.items() if not row.alone)
 LETTERS = {"audio": "A", "pointcloud": "P", "video": "V", "vision": "I"}
@@ -247,7 +249,7 @@ def coefficients(spec: Mapping[frozenset[str], Mapping[str, float]] | None) -> T
         rows=tuple(
             (
                 " + ".join(sorted(one)) or "text alone",
-                *(f"{spec[one][group]:.3g}" for group in groups),
+                *(show_value(spec[one][group]) for group in groups),
             )
             for one in order
         )

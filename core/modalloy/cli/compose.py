@@ -19,7 +19,7 @@ from modalloy.cli.output import (
 )
 from modalloy.cli.progress import progress_bar
 from modalloy.cli.search import read_table, show_search
-from modalloy.composition.coefficients import order_groups
+from modalloy.composition.coefficients import order_groups, show_value
 from modalloy.errors import FormatError, SpecError
 from modalloy.modality import MERGED
 
@@ -58,7 +58,7 @@ def command(  # noqa: PLR0913 - the options of the command line
             "val-*.jsonl."
         ),
     ] = None,
-    search: Annotated[str, typer.Option(help="grid, tpe or stability.")] = _STRATEGY,
+    search: Annotated[str, typer.Option(help="grid, tpe, gradient or stability.")] = _STRATEGY,
     work: Annotated[
         Path | None, typer.Option(help="Directory that keeps a search's features and answers.")
     ] = None,
@@ -150,7 +150,7 @@ def show_coefficients(coefficients: dict[str, Any]) -> None:
     """Print the coefficients of a composition, one row per set of modalities present."""
     names = list(order_groups(coefficients["default"]))
     rows = [
-        (key or "text alone", *(f"{row[name]:g}" for name in names))
+        (key or "text alone", *(show_value(row[name]) for name in names))
         for key, row in coefficients["table"].items()
     ]
     modalities = [name for name in names if name != MERGED]
@@ -158,7 +158,7 @@ def show_coefficients(coefficients: dict[str, Any]) -> None:
         rest = "others" if rows else "any prompt"
         if {"", *modalities} <= coefficients["table"].keys():
             rest = "several kinds" if len(rows) == 1 + len(modalities) else "other sets"
-        rows.append((rest, *(f"{coefficients['default'][name]:g}" for name in names)))
+        rows.append((rest, *(show_value(coefficients["default"][name]) for name in names)))
     title = f"Text-stream coefficients ({coefficients['rule']})"
     print_table(title, ("inputs in the prompt", *names), rows)
 

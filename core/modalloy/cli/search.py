@@ -9,7 +9,13 @@ import typer
 
 from modalloy.cli.output import hush_transformers, print_json, print_line, print_table
 from modalloy.cli.progress import progress_bar
-from modalloy.composition.coefficients import Coefficients, make_coefficients, order_groups
+from modalloy.composition.coefficients import (
+    Coefficients,
+    Value,
+    make_coefficients,
+    order_groups,
+    show_value,
+)
 from modalloy.errors import FormatError, ModalloyError
 
 _FORMAT_VERSION = 1
@@ -22,14 +28,17 @@ def command(  # noqa: PLR0913 - the options of the command line
         Path, typer.Option(help="JSONL file of questions, or directory with val-*.jsonl.")
     ],
     out: Annotated[Path, typer.Option(help="File to write, FILE.json; must not exist.")],
-    strategy: Annotated[str, typer.Option(help="grid, tpe or stability.")] = "grid",
+    strategy: Annotated[str, typer.Option(help="grid, tpe, gradient or stability.")] = "grid",
     metric: Annotated[str, typer.Option(help="logprob, likelihood or accuracy.")] = "logprob",
     subset: Annotated[
         list[str] | None,
         typer.Option(help="Search this set only, such as vision+audio (repeatable)."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each kind.")] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Proposals of tpe for each set.")] = 24,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Proposals of tpe for each set [24], steps of gradient [150]."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the questions' order and of tpe.")] = 0,
     work: Annotated[
         Path | None, typer.Option(help="Directory that keeps features and answers.")
@@ -104,7 +113,7 @@ def write_table(file: Path, record: Mapping[str, Any]) -> None:
 
 def read_table(
     file: Path, method: str, options: Mapping[str, float]
-) -> dict[frozenset[str], dict[str, float]]:
+) -> dict[frozenset[str], dict[str, Value]]:
     """Read the table of a file that ``modalloy search`` wrote, as ``compose`` takes it.
 
     Args:
@@ -171,7 +180,7 @@ def _show_trials(name: str, one: Mapping[str, Any], metric: str | None) -> None:
     names = order_groups(one["default"])
     rows = [
         (
-            *(f"{trial['values'][group]:g}" for group in names),
+            *(show_value(trial["values"][group]) for group in names),
             trial["n"],
             "-" if trial["score"] is None else f"{trial['score']['value']:.4f}",
             _share(trial["accuracy"]),
@@ -184,13 +193,13 @@ def _show_trials(name: str, one: Mapping[str, Any], metric: str | None) -> None:
     print_table(f"Candidates for {name}", columns, rows)
 
 
-def _trial(one: Mapping[str, Any], values: Mapping[str, float]) -> Mapping[str, Any]:
+def _trial(one: Mapping[str, Any], values: Mapping[str, Value]) -> Mapping[str, Any]:
     found: Mapping[str, Any] = next(trial for trial in one["trials"] if trial["values"] == values)
     return found
 
 
-def _values(row: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {row[name]:g}" for name in order_groups(row))
+def _values(row: Mapping[str, Value]) -> str:
+    return ", ".join(f"{name} {show_value(row[name])}" for name in order_groups(row))
 
 
 def _share(interval: Mapping[str, float] | None) -> str:

@@ -1,15 +1,16 @@
 """Coefficients: how much of each group of text-stream deltas a prompt gets.
 
 A group is one parent's text delta, under its modality's name, or the delta that a merge method
-made of all of them, under the name ``"merged"``. A rule is either one coefficient per group, or a
-table keyed by the set of modalities present in the prompt. The table is what DAMC's adaptive
-adjustment (arXiv 2402.12750, section 3.3) becomes when it may look at the prompt: with one
-modality present its parent's text delta gets 1 and the others 0, so that the composition *is*
-that parent on its own ground.
+made of all of them, under the name ``"merged"``. Its coefficient is one number, or one for each of
+the base's decoder layers, as in AdaMerging (Yang et al., arXiv 2310.02575). A rule is either one
+coefficient per group, or a table keyed by the set of modalities present in the prompt. The table is
+what DAMC's adaptive adjustment (arXiv 2402.12750, section 3.3) becomes when it may look at the
+prompt: with one modality present its parent's text delta gets 1 and the others 0, so that the
+composition *is* that parent on its own ground.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +19,13 @@ import attrs
 from modalloy.errors import SpecError, nearest
 from modalloy.modality import MERGED
 
-Spec = str | Mapping[str, float] | Mapping[frozenset[str], Mapping[str, float]]
+Value = float | tuple[float, ...]
+"""A coefficient: one number for all layers, or one for each, first layer first."""
+
+Spec = (
+    str | Mapping[str, float | Sequence[float]]
+    | Mapping[frozenset[str], Mapping[str, float | Sequence[float]]]
+)  # fmt: skip
 """What a caller may give: a rule's name, one value per group, or a table by set."""
 
 SEVERAL = 0.5
@@ -44,8 +51,8 @@ class Coefficients:
     """
 
     groups: tuple[str, ...]
-    default: tuple[float, ...]
-    table: Mapping[frozenset[str], tuple[float, ...]] = attrs.Factory(dict)
+    default: tuple[Value, ...]
+    table: Mapping[frozenset[str], tuple[Value, ...]] = attrs.Factory(dict)
     rule: str = "custom"
 
     @property
@@ -53,15 +60,34 @@ class Coefficients:
         """Whether the coefficients of a prompt depend on what is in it."""
         return bool(self.table)
 
-    def row(self, present: frozenset[str]) -> tuple[float, ...]:
+    def __attrs_post_init__(self) -> None:
+        lengths = sorted({len(one) for one in self._by_layer()})
+        if len(lengths) > 1:
+            raise SpecError(
+                f"coefficients by layer come as lists of {lengths[0]} and {lengths[-1]} numbers; "
+                "give each one number for every layer of the base",
+                subject="coefficients",
+            )
+
+    def _by_layer(self) -> list[tuple[float, ...]]:
+        rows = (self.default, *self.table.values())
+        return [value for row in rows for value in row if isinstance(value, tuple)]
+
+    @property
+    def layers(self) -> int:
+        """How many layers have coefficients of their own; 0 where all layers share them."""
+        return max(map(len, self._by_layer()), default=0)
+
+    def row(self, present: frozenset[str]) -> tuple[Value, ...]:
         """Return the coefficients of a prompt that holds inputs of these modalities."""
         return self.table.get(present, self.default)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; sets become sorted names joined by ``+``."""
 
-        def named(row: tuple[float, ...]) -> dict[str, float]:
-            return dict(zip(self.groups, row, strict=True))
+        def named(row: tuple[Value, ...]) -> dict[str, float | list[float]]:
+            values = (list(value) if isinstance(value, tuple) else value for value in row)
+            return dict(zip(self.groups, values, strict=True))
 
         table = {_JOIN.join(sorted(key)): named(row) for key, row in self.table.items()}
         return {
@@ -210,7 +236,7 @@ def _check_set(key: Any, groups: tuple[str, ...]) -> frozenset[str]:
     return key
 
 
-def _row(values: Any, names: tuple[str, ...]) -> tuple[float, ...]:
+def _row(values: Any, names: tuple[str, ...]) -> tuple[Value, ...]:
     if not isinstance(values, Mapping):
         raise SpecError(
             f"coefficients need a value for each of {', '.join(names)}; got {values!r}",
@@ -223,11 +249,32 @@ def _row(values: Any, names: tuple[str, ...]) -> tuple[float, ...]:
             f"{', '.join(wrong)}",
             subject="coefficients",
         )
-    for name, value in values.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
+    return tuple(_value(name, values[name]) for name in names)
+
+
+def _value(name: str, value: Any) -> Value:
+    if isinstance(value, list | tuple):
+        if not value:
             raise SpecError(
-                f"coefficients: the value of {name!r} must be a finite number, found {value!r}",
+                f"coefficients: the list of {name!r} is empty; give one number for each layer",
                 subject="coefficients",
             )
-    return tuple(float(values[name]) for name in names)
+        return tuple(_number(f"an entry of the list of {name!r}", one) for one in value)
+    return _number(f"the value of {name!r}", value)
+
+
+def _number(what: str, value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise SpecError(
+            f"coefficients: {what} must be a finite number, found {value!r}",
+            subject="coefficients",
+        )
+    return float(value)
+
+
+def show_value(value: Value | Sequence[float]) -> str:
+    """Return a coefficient for people: a number, or the mean and the range over layers."""
+    if isinstance(value, int | float):
+        return f"{value:.3g}"
+    return f"{sum(value) / len(value):.3g} ({min(value):.3g} to {max(value):.3g} by layer)"

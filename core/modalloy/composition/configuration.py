@@ -193,6 +193,13 @@ class ModalloyConfig(PreTrainedConfig):
                 f"composition are {', '.join(groups)}; give one value for each, or compose anew",
                 subject="coefficients",
             )
+        layers = getattr(self.get_text_config(), "num_hidden_layers", None)
+        if coefficients.layers and coefficients.layers != layers:
+            raise SpecError(
+                f"coefficients by layer are for {coefficients.layers} layers, the base has "
+                f"{layers}; give one number for each, or one for all",
+                subject="coefficients",
+            )
         return coefficients
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from modalloy.composition.caches import NAMES
 from modalloy.composition.configuration import ModalloyConfig
 from modalloy.composition.encoders import EncoderStore
 from modalloy.composition.streams import check_types
@@ -17,7 +18,7 @@ _FOREIGN = frozenset(
     {
         *GenerationConfig().to_dict(),
         *("attention_mask", "cache_position", "input_ids", "inputs_embeds", "logits_processor"),
-        *("num_items_in_batch", "past_key_values", "position_ids", "return_dict", "token_type_ids"),
+        *("num_items_in_batch", "position_ids", "return_dict", "token_type_ids", *NAMES),
     }
 )
 """Arguments of transformers' own, which a modality of such a name must not capture."""

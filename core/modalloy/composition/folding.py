@@ -1,8 +1,12 @@
-"""Folding: decoding on weights that already hold the text deltas, at the base's cost.
+"""Folding: text tokens on weights that already hold their deltas, at the base's cost.
 
 Decoded tokens are text, all with the coefficients of their prompt, so their layers can be one
-matrix each. Prompts cannot run on folded weights, since their modality tokens need the base's.
+matrix each. Many prompts of one set of modalities share their text tokens' weights in the same
+way, while their modality tokens keep the base's weights and their own deltas.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -31,7 +35,28 @@ class Folding:
         self._model = language_model
         self._decoded = 0
         self._folded = False
+        self._held: torch.Tensor | None = None
         self.limit = FOLD_LIMIT
+
+    @contextmanager
+    def held(self, routing: Routing) -> Iterator[None]:
+        """Keep weights folded for many prompts that have the same coefficients.
+
+        Passes with other coefficients, and those that are differentiated, run unfolded meanwhile.
+        Where the copies would take more than the limit, all do.
+
+        Args:
+            routing: Of a pass whose rows all have those coefficients.
+        """
+        self.drop()
+        if len(routing.coefficients) == 1 and folded_bytes(self._model) <= self.limit:
+            fold_text(self._model, routing)
+            self._held = routing.coefficients
+        try:
+            yield
+        finally:
+            self._held = None
+            unfold_text(self._model)
 
     def before_pass(self, router: StreamRouter, *, cached: int) -> None:
         """Set ``router.runs_folded`` for the pass that is about to run.
@@ -45,6 +70,10 @@ class Folding:
         """
         routing = router.routing
         router.runs_folded = False
+        if self._held is not None:
+            same = torch.equal(routing.coefficients, self._held)
+            router.runs_folded = same and not torch.is_grad_enabled()
+            return
         alike = len(routing.coefficients) == 1 and routing.all_text
         if not cached or not alike or torch.is_grad_enabled():
             self.drop()
@@ -76,7 +105,7 @@ def fold_text(model: nn.Module, routing: Routing) -> None:
     for layer in model.modules():
         if not isinstance(layer, StreamLinear):
             continue
-        factors = routing.text_factors(layer.text_layout)
+        factors = routing.text_factors(layer.text_layout, layer.layer)
         if factors is None or layer.text_A is None or layer.text_B is None:
             layer.folded = None
             continue

@@ -37,6 +37,8 @@ class StreamLinear(nn.Linear):
         modality_B: ``(O, R_m)`` by modality.
         modality_scale: Scale by modality.
         own_layout: Their ranks and scales.
+        layer: Number of the decoder layer that it is in; -1 outside of them, which has the last
+            layer's coefficients.
         router: Shared by all layers of the model.
         folded: ``(O, I)``, weight and text deltas as one, for decoding; see
             :mod:`modalloy.composition.folding`.
@@ -48,6 +50,7 @@ class StreamLinear(nn.Linear):
         router: StreamRouter,
         text: StackLayout,
         modality: Mapping[str, tuple[int, float]],
+        layer: int,
     ) -> None:
         super().__init__(
             base.in_features, base.out_features, bias=base.bias is not None, device="meta"
@@ -56,6 +59,7 @@ class StreamLinear(nn.Linear):
         self.bias = base.bias
         self.router = router
         self.text_layout = text
+        self.layer = layer
         self.own_layout: OwnLayout = tuple((name, *modality[name]) for name in sorted(modality))
         self.modality_scale = {name: scale for name, (_, scale) in modality.items()}
         self.folded: torch.Tensor | None
@@ -81,31 +85,32 @@ class StreamLinear(nn.Linear):
         Raises:
             InputError: ``x`` has another number of rows than the pass under way.
         """
-        if self.folded is not None and self.router.runs_folded:
-            return F.linear(x, self.folded, self.bias)
         routing = self.router.routing
+        folded = self.folded if self.router.runs_folded else None
+        if folded is not None and routing.all_text:
+            return F.linear(x, folded, self.bias)
         flat = x if x.ndim == 2 else x.flatten(0, -2)  # noqa: PLR2004
         if flat.shape[0] != routing.tokens:
             raise InputError(
                 f"a stream-aware layer was given {flat.shape[0]} tokens, the pass under way has "
                 f"{routing.tokens}"
             )
-        if routing.all_text or self._stacking_pays(routing):
+        if folded is None and (routing.all_text or self._stacking_pays(routing)):
             out = self._stacked(flat, routing)
         else:
-            out = self._by_stream(x, flat, routing)
+            out = self._by_stream(x, flat, routing, folded)
         return out.view(*x.shape[:-1], self.out_features)
 
     def _stacking_pays(self, routing: Routing) -> bool:
         """Whether products with 0 cost less than sorting: an eighth of the base's own work."""
-        wasted = routing.waste(self.text_layout, self.own_layout)
+        wasted = routing.waste(self.text_layout, self.own_layout, self.layer)
         allowed = routing.tokens * self.in_features * self.out_features
         return 8 * wasted * (self.in_features + self.out_features) <= allowed
 
     def _stacked(self, flat: torch.Tensor, routing: Routing) -> torch.Tensor:
         """Map rows ``(B*T, I)`` to ``(B*T, O)`` with all factors at work side by side."""
         y = F.linear(flat, self.weight, self.bias)
-        stack = routing.stack(self.text_layout, self.own_layout)
+        stack = routing.stack(self.text_layout, self.own_layout, self.layer)
         if stack is None:
             return y
         a = [self.modality_A[name] for name in stack.names]
@@ -118,19 +123,28 @@ class StreamLinear(nn.Linear):
         z = (z * stack.factors).to(flat.dtype)
         return torch.addmm(y, z, (b[0] if len(b) == 1 else torch.cat(b, dim=1)).to(flat.dtype).T)
 
-    def _by_stream(self, x: torch.Tensor, flat: torch.Tensor, routing: Routing) -> torch.Tensor:
+    def _by_stream(
+        self, x: torch.Tensor, flat: torch.Tensor, routing: Routing, folded: torch.Tensor | None
+    ) -> torch.Tensor:
         """Map rows ``(B*T, I)`` to ``(B*T, O)``, each stream through its own factors."""
         rows = routing.sort(x, flat)
-        y = F.linear(rows, self.weight, self.bias)
+        ends = routing.streams[0][2]  # the text stream comes first
+        y = F.linear(rows if folded is None else rows[ends:], self.weight, self.bias)
         parts = []
         for name, start, stop in routing.streams:
-            part, mine = y[start:stop], rows[start:stop]
-            parts.append(self._own(name, part, mine) if name else self._text(part, mine, routing))
+            mine = rows[start:stop]
+            if name:
+                skipped = 0 if folded is None else ends
+                parts.append(self._own(name, y[start - skipped : stop - skipped], mine))
+            elif folded is None:
+                parts.append(self._text(y[start:stop], mine, routing))
+            else:
+                parts.append(F.linear(mine, folded, self.bias))
         return routing.unsort(torch.cat(parts))
 
     def _text(self, y: torch.Tensor, x: torch.Tensor, routing: Routing) -> torch.Tensor:
         """Return ``y (n, O)`` with the text deltas of the text stream's rows ``x (n, I)``."""
-        factors = routing.text_factors(self.text_layout)
+        factors = routing.text_factors(self.text_layout, self.layer)
         if factors is None or self.text_A is None or self.text_B is None:
             return y
         start, stop, scale = factors
@@ -180,7 +194,10 @@ def insert_streams(model: nn.Module, text: Entries, own: Entries) -> StreamRoute
             (index, *table[module]) for index, table in enumerate(texts.values()) if module in table
         )
         modality = {name: table[module] for name, table in owns.items() if module in table}
-        model.set_submodule(module, StreamLinear(linears[module], router, layout, modality))
+        numbers = [int(part) for part in module.split(".") if part.isdigit()]
+        layer = numbers[0] if numbers else -1
+        stream = StreamLinear(linears[module], router, layout, modality, layer)
+        model.set_submodule(module, stream)
     return router
 
 

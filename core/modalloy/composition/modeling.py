@@ -1,5 +1,7 @@
 """The composed model: one language model, with an encoder and a connector per modality."""
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from modalloy.composition.caches import CACHE, take_cache
 from modalloy.composition.coefficients import (
     Coefficients,
     Spec,
@@ -44,7 +47,9 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         router: What the stream-aware layers share.
         encoders: Opens and keeps the encoders.
         provenance: What ``modalloy.json`` holds.
-        folding: When decoding runs on folded weights; its ``limit`` bounds their memory.
+        folding: When text tokens run on folded weights; its ``limit`` bounds their memory.
+        trial: ``(1, groups, layers)`` float32 coefficients that stand in for the composition's
+            own while they are learned; ``None`` otherwise.
     """
 
     config: ModalloyConfig
@@ -79,6 +84,7 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         )
         self.provenance: dict[str, Any] = {}
         self.folding = Folding(self.language_model)
+        self.trial: torch.Tensor | None = None
         self.type_ids = {n: entry["token_type_id"] for n, entry in config.modalities.items()}
         self._coefficients = config.read_coefficients()
         self.post_init()
@@ -127,6 +133,7 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
+        cache: Any = None,
         past_key_values: Any = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -141,7 +148,8 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
             mm_token_type_ids: Types of the tokens, ``(B, T)``, or of the cached tokens too; where
                 left out, read off the placeholders in ``input_ids`` (all text with embeddings).
                 In cached decoding, coefficients by presence need it over the whole prompt.
-            past_key_values: Cache of an earlier pass.
+            cache: Cache of an earlier pass, as transformers calls it from 5.24 on.
+            past_key_values: The same, by its earlier name.
             labels: ``(B, T)`` int64, :data:`~modalloy.composition.loss.IGNORED` where a token
                 does not count.
             logits_to_keep: As in transformers; 0 keeps all.
@@ -160,7 +168,8 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         types = self.token_types(input_ids, inputs_embeds, mm_token_type_ids)
         given = inputs_embeds if input_ids is None else input_ids
         length = int(given.shape[1]) if given is not None else 0
-        cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        cache = past_key_values if cache is None else cache
+        cached = 0 if cache is None else int(cache.get_seq_length())
         self._check_history(types, cached, length)
         present = [(types == value).any(dim=1) for value in self.type_ids.values()]
         types = types[:, -length:]
@@ -174,6 +183,7 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
             self.type_ids,
             self.coefficients,
             decoupled=self.config.decoupled,
+            trial=self.trial,
         )
         self.folding.before_pass(self.router, cached=cached)
         items = kwargs.pop("num_items_in_batch", None)
@@ -182,7 +192,7 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
             outputs = self.language_model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                **{CACHE: cache},
                 logits_to_keep=logits_to_keep if columns is None else columns,
                 **kwargs,
             )
@@ -192,6 +202,24 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         if labels is not None and columns is not None:
             outputs.loss = labelled_loss(outputs.logits, labels[:, columns + 1], items)
         return outputs
+
+    @contextmanager
+    def folded_for(self, present: Collection[str]) -> Iterator[None]:
+        """Keep the text stream's weights folded for many prompts of one set of modalities.
+
+        Their text tokens then cost what the base's cost, within ``folding.limit``; other prompts
+        run meanwhile as ever. Folded weights are rounded once more, to their dtype.
+
+        Args:
+            present: Names of the modalities that each prompt holds inputs of.
+        """
+        here = torch.tensor([[name in present for name in self.type_ids]])
+        nothing = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        routing = route(
+            nothing, here, self.type_ids, self.coefficients, decoupled=self.config.decoupled
+        )
+        with self.folding.held(routing):
+            yield
 
     def _check_history(self, types: torch.Tensor, cached: int, length: int) -> None:
         """Check that the types cover this pass, and the cache where coefficients look at it."""
@@ -222,7 +250,7 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         return prepared
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]  # the rest of its parameters pass through kwargs
+    def generate(
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -242,7 +270,9 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         media = self.take_media(kwargs)
         if input_ids is None and embeds is None:
             raise InputError("generate needs input_ids or inputs_embeds")
-        cache, types = kwargs.get("past_key_values"), kwargs.pop("mm_token_type_ids", None)
+        cache, types = take_cache(kwargs), kwargs.pop("mm_token_type_ids", None)
+        if cache is not None:
+            kwargs[CACHE] = cache
         cached = 0 if cache is None else int(cache.get_seq_length())
         if cached and types is None and self.coefficients.by_presence:
             raise InputError(

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import torch
 
-from modalloy.composition.coefficients import Coefficients
+from modalloy.composition.coefficients import Coefficients, Value
 from modalloy.errors import InputError, ModalloyError
 
 StackLayout = tuple[tuple[int, int, float], ...]
@@ -54,7 +54,8 @@ class Routing:
         streams: ``(name, start, stop)`` once tokens are sorted by type; the text stream is named
             ``""`` and comes first, though it may be empty.
         type_ids: Type by modality.
-        coefficients: ``(B, groups)`` float32, or ``(1, groups)`` where all rows have the same.
+        coefficients: ``(B, groups, layers)`` float32; ``B`` is 1 where all rows have the same,
+            and so is ``layers`` where all layers do.
     """
 
     types: torch.Tensor
@@ -62,8 +63,10 @@ class Routing:
     streams: Sequence[tuple[str, int, int]]
     type_ids: Mapping[str, int]
     coefficients: torch.Tensor
-    _factors: dict[StackLayout, tuple[int, int, torch.Tensor] | None] = attrs.Factory(dict)
-    _stacks: dict[tuple[StackLayout, OwnLayout], Stack | None] = attrs.Factory(dict)
+    _factors: dict[tuple[StackLayout, int], tuple[int, int, torch.Tensor] | None] = attrs.Factory(
+        dict
+    )
+    _stacks: dict[tuple[StackLayout, OwnLayout, int], Stack | None] = attrs.Factory(dict)
     _order: tuple[torch.Tensor, torch.Tensor] | None = None
     _input: torch.Tensor | None = None
     _sorted: torch.Tensor | None = None
@@ -78,51 +81,59 @@ class Routing:
         """Whether every token is on the text stream."""
         return len(self.streams) == 1
 
-    def text_factors(self, layout: StackLayout) -> tuple[int, int, torch.Tensor] | None:
+    def _layer(self, layer: int) -> int:
+        """Return where a layer's coefficients stand: all share one place if they are alike."""
+        return layer if self.coefficients.shape[2] > 1 else 0
+
+    def text_factors(self, layout: StackLayout, layer: int) -> tuple[int, int, torch.Tensor] | None:
         """Return which ranks of a stack are at work, and the factor of each.
 
         Args:
             layout: The stack's layout.
+            layer: Number of the decoder layer that it is in.
 
         Returns:
             ``(start, stop, factors)``: ranks ``start`` to ``stop`` of the stack, and coefficient
             times scale for each of them, ``(B, stop - start)`` or ``(1, stop - start)`` float32.
             ``None`` where every coefficient is 0, and the layer is the base's.
         """
-        if layout not in self._factors:
-            self._factors[layout] = self._expand(layout)
-        return self._factors[layout]
+        key = (layout, self._layer(layer))
+        if key not in self._factors:
+            self._factors[key] = self._expand(*key)
+        return self._factors[key]
 
-    def _expand(self, layout: StackLayout) -> tuple[int, int, torch.Tensor] | None:
-        used = [bool(self.coefficients[:, index].any()) for index, _, _ in layout]
+    def _expand(self, layout: StackLayout, layer: int) -> tuple[int, int, torch.Tensor] | None:
+        values = self.coefficients[:, :, layer]
+        used = [bool(values[:, index].any()) for index, _, _ in layout]
         if not any(used):
             return None
         # Groups at the ends of the stack that no row uses are cut off: a view, no copy.
         first, last = used.index(True), len(used) - used[::-1].index(True)
         start = sum(rank for _, rank, _ in layout[:first])
         columns = [
-            (self.coefficients[:, index] * scale)[:, None].expand(-1, rank)
+            (values[:, index] * scale)[:, None].expand(-1, rank)
             for index, rank, scale in layout[first:last]
         ]
         factors = torch.cat(columns, dim=1)
         return start, start + factors.shape[1], factors
 
-    def stack(self, text: StackLayout, own: OwnLayout) -> Stack | None:
+    def stack(self, text: StackLayout, own: OwnLayout, layer: int) -> Stack | None:
         """Return what of a layer is at work, stacked; ``None`` where the layer is the base's.
 
         Args:
             text: Layout of the layer's text deltas.
             own: Layout of its modality deltas.
+            layer: Number of the decoder layer.
         """
-        key = (text, own)
+        key = (text, own, self._layer(layer))
         if key not in self._stacks:
-            self._stacks[key] = self._make_stack(text, own)
+            self._stacks[key] = self._make_stack(*key)
         return self._stacks[key]
 
-    def _make_stack(self, text: StackLayout, own: OwnLayout) -> Stack | None:
+    def _make_stack(self, text: StackLayout, own: OwnLayout, layer: int) -> Stack | None:
         start = stop = 0
         columns: list[torch.Tensor] = []
-        found = self.text_factors(text)
+        found = self.text_factors(text, layer)
         if found is not None:
             start, stop, factors = found
             factors = factors if self.rows is None else factors[self.rows]
@@ -137,9 +148,9 @@ class Routing:
         names = tuple(name for name, _, _ in working)
         return Stack(start, stop, names, torch.cat(columns, dim=1))
 
-    def waste(self, text: StackLayout, own: OwnLayout) -> int:
+    def waste(self, text: StackLayout, own: OwnLayout, layer: int) -> int:
         """Return how many token-ranks the stacked way multiplies by 0."""
-        found = self.text_factors(text)
+        found = self.text_factors(text, layer)
         ranks = {name: rank for name, rank, _ in own} | {"": found[1] - found[0] if found else 0}
         working = sum(ranks.get(name, 0) for name, _, _ in self.streams)
         needed = sum((b - a) * ranks.get(name, 0) for name, a, b in self.streams)
@@ -196,6 +207,7 @@ def route(
     coefficients: Coefficients,
     *,
     decoupled: bool,
+    trial: torch.Tensor | None = None,
 ) -> Routing:
     """Work out the streams of a forward pass.
 
@@ -205,14 +217,22 @@ def route(
         type_ids: Type of each modality, in sorted order of names.
         coefficients: Of the composition, over its groups.
         decoupled: Whether modality tokens leave the text stream.
+        trial: ``(1, groups, layers)`` float32 in place of the coefficients, as they are learned.
     """
     batch, length = types.shape
     flat = types.reshape(-1) if decoupled else torch.zeros_like(types).reshape(-1)
+    if trial is not None:
+        return Routing(flat, None, _boundaries(flat, type_ids), type_ids, trial)
     table = _coefficient_rows(present, tuple(type_ids), coefficients)
     rows = None
     if len(table) > 1:
         rows = torch.arange(batch, device=types.device).repeat_interleave(length)
-    values = torch.tensor(table, dtype=torch.float32, device=types.device)
+    wide = max(coefficients.layers, 1)
+    values = torch.tensor(
+        [[v if isinstance(v, tuple) else (v,) * wide for v in row] for row in table],
+        dtype=torch.float32,
+        device=types.device,
+    ).reshape(len(table), -1, wide)  # a composition may have no groups
     return Routing(flat, rows, _boundaries(flat, type_ids), type_ids, values)
 
 
@@ -230,7 +250,7 @@ def _boundaries(flat: torch.Tensor, type_ids: Mapping[str, int]) -> list[tuple[s
 
 def _coefficient_rows(
     present: torch.Tensor, names: Sequence[str], coefficients: Coefficients
-) -> list[tuple[float, ...]]:
+) -> list[tuple[Value, ...]]:
     """Return one row of coefficients per row of the batch, or a single one if all are equal."""
     if not coefficients.by_presence:
         return [coefficients.default]

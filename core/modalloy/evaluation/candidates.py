@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 import numpy as np
 
-from modalloy.composition.coefficients import Coefficients
+from modalloy.composition.coefficients import Coefficients, Value
 from modalloy.composition.features import FeatureStore
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
@@ -27,7 +27,7 @@ METRICS = {
 LONGEST = 16
 """New tokens of a greedy answer at most, where a question has no options."""
 
-Row = tuple[float, ...]
+Row = tuple[Value, ...]
 """A coefficient for each group, in the order of the composition's groups."""
 
 
@@ -46,7 +46,7 @@ class Trial:
             counted; ``None`` for other strategies, and for the ends of the line.
     """
 
-    values: Mapping[str, float]
+    values: Mapping[str, Value]
     n: int
     score: Interval | None
     accuracy: Interval | None
@@ -122,7 +122,7 @@ class Ground:
         objects = [question.objects for question in self.questions[:count]]
         return difference_interval([a - b for a, b in pairs], objects)
 
-    def named(self, row: Row) -> dict[str, float]:
+    def named(self, row: Row) -> dict[str, Value]:
         """Return a row by group."""
         return dict(zip(self.groups, row, strict=True))
 

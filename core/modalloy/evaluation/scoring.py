@@ -1,6 +1,5 @@
 """Answers of a composition: the likeliest of given options, and free-form greedy answers."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from modalloy.composition.caches import CACHE
 from modalloy.composition.features import FeatureStore
 from modalloy.composition.loss import IGNORED
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
@@ -70,8 +70,8 @@ def score_options(
     scores: list[list[float]] = [[] for _ in questions]
     done = 0
     trees = takes_trees(model)
-    with _unfolded(model):
-        for group in grouped(lay_out(processor, questions)):
+    for group in grouped(lay_out(processor, questions)):
+        with model.folded_for(group[0].present):
             opening = open_group(model, processor, group, store) if trees else Opening(0)
             for batch in _fitting(group, batch_size, model.config.get_text_config().vocab_size):
                 inputs = store.batch(model, processor, [one for p in batch for one in p.inputs])
@@ -104,17 +104,6 @@ def _fitting(group: Sequence[Prompt], size: int, vocabulary: int) -> Iterator[li
         yield batch
 
 
-@contextlib.contextmanager
-def _unfolded(model: ModalloyForConditionalGeneration) -> Iterator[None]:
-    """Keep passes over options from being taken for decoding, whose weights would be folded."""
-    limit = model.folding.limit
-    model.folding.limit = 0
-    try:
-        yield
-    finally:
-        model.folding.limit = limit
-
-
 def cached_scores(
     model: ModalloyForConditionalGeneration,
     processor: ModalloyProcessor,
@@ -134,7 +123,7 @@ def cached_scores(
     ).to(model.device)
     prompt = model(**inputs, **features, use_cache=True, logits_to_keep=1)
     rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(model.device)
-    cache = prompt.past_key_values
+    cache = prompt[CACHE]
     cache.reorder_cache(rows)
     attention = inputs["attention_mask"].index_select(0, rows)
     types = inputs["mm_token_type_ids"].index_select(0, rows)
@@ -143,7 +132,7 @@ def cached_scores(
         input_ids=ids,
         attention_mask=torch.cat([attention, (options != IGNORED).to(attention)], dim=1),
         mm_token_type_ids=torch.cat([types, torch.zeros_like(ids)], dim=1),
-        past_key_values=cache,
+        cache=cache,
     )
     first = prompt.logits.index_select(0, rows)
     logits = torch.cat([first, out.logits[:, :-1]], dim=1).float()

@@ -19,12 +19,14 @@ from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import InputError, SpecError, nearest
 from modalloy.evaluation.answers import AnswerLog, model_fingerprint, question_digest
 from modalloy.evaluation.candidates import METRICS, Ground, Row
+from modalloy.evaluation.learning import learn_coefficients
 from modalloy.evaluation.prompts import Progress
 from modalloy.evaluation.questions import Question
 from modalloy.evaluation.run import FEATURES_FOLDER, missing_kinds
 from modalloy.evaluation.searched import SearchResult, SubsetSearch
 from modalloy.evaluation.strategies import (
     import_optuna,
+    judge_gradient,
     search_grid,
     search_stability,
     search_tpe,
@@ -36,12 +38,16 @@ SEARCH_FILE = "search.jsonl"
 STRATEGIES = {
     "grid": "equal values over a small grid, by successive halving",
     "tpe": "the grid, then optuna's TPE over one coefficient per parent",
+    "gradient": "one coefficient per parent and layer, learned on four fifths of the questions",
     "stability": "the scale at which answers change least; looks at no label",
 }
 """The ways to search."""
 
-TRIALS = 24
-"""Proposals of TPE for each set, unless a caller says otherwise."""
+TRIALS = {"tpe": 24, "gradient": 150}
+"""Proposals of TPE for each set, and steps of gradient descent, unless a caller says otherwise."""
+
+JUDGED = 5
+"""One question in so many is kept from the gradient, to judge what it found."""
 
 
 def search_coefficients(  # noqa: PLR0913 - all but three are options by name
@@ -52,7 +58,7 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
     strategy: str = "grid",
     metric: str = "logprob",
     subsets: Iterable[Iterable[str]] | None = None,
-    trials: int = TRIALS,
+    trials: int | None = None,
     seed: int = 0,
     work: Path | None = None,
     progress: Progress = lambda *_: None,
@@ -72,7 +78,8 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
         metric: Name among :data:`~modalloy.evaluation.candidates.METRICS`.
         subsets: Sets of modalities to search. All that questions have, of two modalities or more,
             if left out: alone, a parent is whole with coefficient 1.
-        trials: Proposals of TPE for each set.
+        trials: Proposals of TPE for each set, or steps of the gradient; :data:`TRIALS` if left
+            out.
         seed: Of the order of questions, and of TPE.
         work: Directory that keeps features and answers (``search.jsonl``); a broken run goes on.
         progress: Told after every candidate.
@@ -84,6 +91,7 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
         FormatError: What ``work`` holds is damaged, or cannot be written.
     """
     started = time.perf_counter()
+    trials = TRIALS.get(strategy, 1) if trials is None else trials
     start = _check(model, strategy, metric, trials)
     asked = list(questions)
     skipped = missing_kinds(processor, asked)
@@ -99,6 +107,20 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
     try:
         model.coefficients = Coefficients(start.groups, (0.0,) * len(start.groups))
         identity = model_fingerprint(model, processor)
+        learned: Row = ()
+        if strategy == "gradient":
+            by_set, taught = _divide({present: by_set[present] for present in chosen})
+            learned = learn_coefficients(
+                model,
+                processor,
+                taught,
+                start.row(chosen[-1]),
+                steps=trials,
+                store=store,
+                identity=identity,
+                work=work,
+                progress=progress,
+            )
         for present in chosen:
             ground = Ground(
                 model=model,
@@ -113,7 +135,7 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
                 start=start.row(present),
                 progress=progress,
             )
-            found.append(_search(ground, strategy, trials, seed))
+            found.append(_search(ground, strategy, trials, seed, learned))
             reused += ground.reused
     finally:
         model.coefficients = own
@@ -138,9 +160,11 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
     )
 
 
-def _search(ground: Ground, strategy: str, trials: int, seed: int) -> SubsetSearch:
+def _search(ground: Ground, strategy: str, trials: int, seed: int, learned: Row) -> SubsetSearch:
     if strategy == "grid":
         row: Row = search_grid(ground)
+    elif strategy == "gradient":
+        row = judge_gradient(ground, learned)
     elif strategy == "tpe":
         row = search_tpe(ground, trials, seed)
     else:
@@ -211,6 +235,28 @@ def _by_set(
         return hashlib.sha256(f"{seed} {question.kind} {question.id}".encode()).hexdigest()
 
     return {present: sorted(some, key=place) for present, some in found.items()}
+
+
+def _divide(
+    by_set: Mapping[frozenset[str], Sequence[Question]],
+) -> tuple[dict[frozenset[str], list[Question]], dict[frozenset[str], list[Question]]]:
+    """Return the questions of each set to judge by and those to learn from.
+
+    Raises:
+        InputError: A set has too few.
+    """
+    judged = {present: list(some[::JUDGED]) for present, some in by_set.items()}
+    taught = {
+        present: [q for place, q in enumerate(some) if place % JUDGED]
+        for present, some in by_set.items()
+    }
+    for present, some in taught.items():
+        if not some:
+            raise InputError(
+                f"search: {len(by_set[present])} questions about {_shown(present)} are too few to "
+                "learn from some and judge by others; give two at least, and better fifty"
+            )
+    return judged, taught
 
 
 def _choose(

@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 
-from modalloy.composition.coefficients import Coefficients
+from modalloy.composition.coefficients import Coefficients, Value
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.evaluation.candidates import Trial
 from modalloy.evaluation.intervals import Interval
@@ -30,8 +30,8 @@ class SubsetSearch:
     present: tuple[str, ...]
     n: int
     questions: str | None
-    default: Mapping[str, float]
-    chosen: Mapping[str, float]
+    default: Mapping[str, Value]
+    chosen: Mapping[str, Value]
     gain: Interval | None
     trials: tuple[Trial, ...]
 
@@ -45,7 +45,7 @@ class SubsetSearch:
         """Whether the default gave way."""
         return self.chosen != self.default
 
-    def trial(self, values: Mapping[str, float]) -> Trial:
+    def trial(self, values: Mapping[str, Value]) -> Trial:
         """Return what became of a candidate."""
         return next(trial for trial in self.trials if trial.values == values)
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from modalloy.composition.coefficients import Value
 from modalloy.errors import MissingComponentError
 from modalloy.evaluation.answers import Answer
 from modalloy.evaluation.candidates import Ground, Row, log_shares
@@ -96,7 +97,7 @@ def search_tpe(ground: Ground, trials: int, seed: int) -> Row:
     whole = len(ground.questions)
     rows = [tuple(trial.values.values()) for trial in ground.trials() if trial.n == whole]
     # A row found by hand may lie outside what is searched; it is still compared in the end.
-    inside = [row for row in rows if all(0 <= value <= HIGHEST for value in row)]
+    inside = [row for row in rows if all(isinstance(v, float) and 0 <= v <= HIGHEST for v in row)]
     space = {name: optuna.distributions.FloatDistribution(0.0, HIGHEST) for name in ground.groups}
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -137,6 +138,18 @@ def import_optuna() -> Any:
     return optuna
 
 
+def judge_gradient(ground: Ground, learned: Row) -> Row:
+    """Compare the default row with one that was learned, on questions that it was not learned from.
+
+    Args:
+        ground: Those questions.
+        learned: What :func:`~modalloy.evaluation.learning.learn_coefficients` returned.
+    """
+    row = _best(ground, (ground.start, learned))
+    ground.progress(f"{ground.name}: judging what was learned", 1, 1)
+    return row
+
+
 def search_stability(ground: Ground) -> Row:
     """Choose the scale at which answers change least; no label is looked at.
 
@@ -161,9 +174,19 @@ def search_stability(ground: Ground) -> Row:
 
 def scaled(row: Row, scales: Sequence[float]) -> list[Row]:
     """Return a row's direction, its largest value 1, at each scale; equal values for one of 0."""
-    most = max(map(abs, row))
-    direction = [value / most for value in row] if most else [1.0] * len(row)
-    return [tuple(round(scale * value, 6) for value in direction) for scale in scales]
+    most = max(map(abs, _numbers(row)))
+
+    def times(value: Value, scale: float) -> Value:
+        if isinstance(value, tuple):
+            return tuple(round(scale * (one / most if most else 1.0), 6) for one in value)
+        return round(scale * (value / most if most else 1.0), 6)
+
+    return [tuple(times(value, scale) for value in row) for scale in scales]
+
+
+def _numbers(row: Row) -> list[float]:
+    """Return the coefficients of a row, of all layers, one after the other."""
+    return [one for value in row for one in (value if isinstance(value, tuple) else (value,))]
 
 
 def change(three: Sequence[Sequence[Answer]]) -> tuple[int, float]:
@@ -193,7 +216,8 @@ def _moved(here: Sequence[float], there: Sequence[float]) -> float:
 
 
 def _distance(row: Row, other: Row) -> float:
-    return round(sum(abs(a - b) for a, b in zip(row, other, strict=True)), 6)
+    pairs = zip(_numbers(row), _numbers(other), strict=True)
+    return round(sum(abs(a - b) for a, b in pairs), 6)
 
 
 def _rounds(count: int) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import torch
 
+from modalloy.composition.caches import CACHE
 from modalloy.composition.features import FeatureStore
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
@@ -120,7 +121,7 @@ def open_group(
         use_cache=True,
         logits_to_keep=1,
     )
-    cache = out.past_key_values
+    cache = out[CACHE]
     cache.crop(len(shared) - len(first.ids))
     return Opening(len(shared), cache)
 
@@ -131,6 +132,16 @@ def tree_scores(
     opening: Opening,
     features: dict[str, torch.Tensor],
 ) -> list[list[float]]:
+    """Return :func:`option_scores` as numbers."""
+    return [row.tolist() for row in option_scores(model, batch, opening, features)]
+
+
+def option_scores(
+    model: ModalloyForConditionalGeneration,
+    batch: Sequence[Prompt],
+    opening: Opening,
+    features: dict[str, torch.Tensor],
+) -> list[torch.Tensor]:
     """Return the log-likelihood of every option after its prompt, end of turn included.
 
     Args:
@@ -138,6 +149,9 @@ def tree_scores(
         batch: Prompts of one set of modalities.
         opening: What they all begin with.
         features: ``<modality>_features`` of their inputs.
+
+    Returns:
+        ``(options,)`` float32 for each prompt, through which gradients flow where they are on.
     """
     trees = [grow(prompt.options) for prompt in batch]
     own = [prompt.ids[opening.length :] for prompt in batch]
@@ -157,23 +171,20 @@ def tree_scores(
         attention_mask=_mask(own, trees, opening.length, length, nodes, model.dtype).to(device),
         position_ids=_positions(own, trees, opening.length, length, nodes).to(device),
         mm_token_type_ids=torch.nn.functional.pad(types, (opening.length, nodes)),
-        past_key_values=cache,
+        cache=cache,
         logits_to_keep=torch.arange(length - 1, length + nodes, device=device),
         **features,
     )
     return [_option_scores(row, tree) for row, tree in zip(out.logits, trees, strict=True)]
 
 
-def _option_scores(logits: torch.Tensor, tree: Tree) -> list[float]:
-    """Return the score of each option from logits ``(1 + nodes, V)``."""
+def _option_scores(logits: torch.Tensor, tree: Tree) -> torch.Tensor:
+    """Return the score of each option, ``(options,)``, from logits ``(1 + nodes, V)``."""
     used = logits[: len(tree.tokens) + 1].float()
     option, node, token = torch.tensor(tree.steps, device=logits.device).T
     gained = used[node + 1, token] - used.logsumexp(dim=-1)[node + 1]
     count = int(option.max()) + 1
-    scores: list[float] = (
-        torch.zeros(count, device=logits.device).index_add(0, option, gained).tolist()
-    )
-    return scores
+    return torch.zeros(count, device=logits.device).index_add(0, option, gained)
 
 
 def _positions(
