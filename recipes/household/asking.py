@@ -156,12 +156,13 @@ def _ask(composition: Any, column: Column, count: int, settings: Settings, blank
             f"{'; '.join(f'{kind}: {why}' for kind, why in results.skipped.items())}"
         )
     by_id = {question.id: question for question in questions}
+    known = {option for question in questions for option in question.options}
     return attrs.evolve(
         blank,
         n=len(questions),
         records=results.records,
         formed=tuple(
-            well_formed(column, by_id[r.id], r.answer)
+            well_formed(column, by_id[r.id], r.answer, known)
             for r in results.records
             if r.scoring == "exact"
         ),

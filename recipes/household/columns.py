@@ -1,6 +1,6 @@
 """The columns of the experiment: what every row is asked, how much of it, and in which order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -22,8 +22,8 @@ STAGES = {
     4: "one and two noisy inputs",
     5: "clean inputs",
 }
-MANY, FEW, FREE = 500, 200, 100
-"""Questions of a cell: where it decides, elsewhere, and of free answers and clean inputs."""
+MANY, FEW, SIDE = 500, 200, 100
+"""Questions of a cell: where it decides, of rows beside that, and of what is only looked at."""
 
 
 @attrs.frozen(kw_only=True)
@@ -105,10 +105,9 @@ def place(row: Row, column: Column) -> tuple[int, int] | None:
     if not asks(row, column):
         return None
     if column.group not in ("fused", "single"):
-        few = {"own": FEW, "format": FREE}
-        return 3, few.get(column.group, MANY)
+        return 3, MANY if column.group in ("questions", "perplexity") else SIDE
     if not column.noisy:
-        return 5, FREE
+        return 5, SIDE
     stage = {4: 1, 3: 2}.get(len(column.modalities), 4)
     return stage, MANY if row.first or stage == 1 else FEW
 
@@ -146,15 +145,21 @@ def read_column(column: Column, data: Path, count: int) -> list[Question]:
     ]
 
 
-def well_formed(column: Column, question: Question, answer: str) -> bool:
-    """Whether a free answer says one of the options in a form that was asked for or trained.
+def well_formed(column: Column, question: Question, answer: str, known: Collection[str]) -> bool:
+    """Whether a free answer has a form that was asked for or trained.
 
-    About one modality the form is the parent's own, to the letter. About several inputs, which no
-    parent was trained on, it is the bare option or any parent's form of it; case and final
-    punctuation do not count.
+    About one modality the form is the parent's own, to the letter, whichever class it names. About
+    several inputs, which no parent was trained on, it is a bare option or any parent's form of it;
+    case and final punctuation do not count.
+
+    Args:
+        column: Of the question.
+        question: What was asked.
+        answer: The free answer.
+        known: The options of all the column's questions: every answer in the parent's form.
     """
     if column.group != "format":
-        return answer in question.options
+        return answer in known
     kind = KINDS[column.kind]
     kinds: tuple[Kind, ...] = (kind, "caption") if kind == "naming" else (kind,)
     forms = {_bare(option) for option in question.options} | {

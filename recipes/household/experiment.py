@@ -187,7 +187,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of a worker")
     parser.add_argument("--features", action="store_true", help="encode the media, ask nothing")
     parser.add_argument("--joint", type=Path, help="model directory of joint.py [WORK/joint]")
-    parser.add_argument("--coefficients", type=Path, help="of a search [WORK/coefficients.json]")
+    parser.add_argument(
+        "--coefficients", type=Path, help="folder of searches, STRATEGY.json [WORK/coefficients]"
+    )
     parser.add_argument("--parents", type=Path, help="folder with MODALITY-STRATEGY directories")
     return parser.parse_args()
 
@@ -197,7 +199,7 @@ def main() -> None:
     args = parse()
     sources = Sources(
         joint=args.joint or args.work / "joint",
-        coefficients=args.coefficients or args.work / "coefficients.json",
+        coefficients=args.coefficients or args.work / "coefficients",
         parents=args.parents,
     )
     settings = Settings(data=args.data, work=args.work, sources=sources, threads=args.threads)

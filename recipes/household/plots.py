@@ -12,10 +12,13 @@ from matplotlib.figure import Figure
 from recipes.household.conflicts import by_layer
 from recipes.household.figures import Cells, Measured, formed, retention, share, sized
 from recipes.household.rows import ALL, ROWS
+from recipes.household.tables import Specs
+
+from modalloy.composition.coefficients import SEVERAL
 
 LINES: Mapping[str, tuple[str, str, str]] = {
     "joint": ("#111111", "*", ":"),
-    "damc-searched": ("#b2182b", "D", "-"),
+    "damc-layers": ("#b2182b", "D", "-"),
     "damc-presence": ("#d95f02", "o", "-"),
     "damc-uniform": ("#e6ab02", "s", "-"),
     "damc-ties": ("#7570b3", "v", "-"),
@@ -33,6 +36,8 @@ _CAPTIONS: Mapping[str, str] = {
     "retention": "What each composition keeps of each parent's accuracy on its own questions, with "
     "95 % intervals.",
     "format": "Share of free answers to naming questions that are in the parent's exact form.",
+    "coefficients": "Coefficient of each parent's text delta by layer, where several modalities "
+    "are present, as learned on validation questions; the grey line is where learning began.",
     "interference": "Interference by layer and projection, averaged over pairs of parents; grey "
     "lines are what unrelated deltas have.",
 }
@@ -177,13 +182,30 @@ def interference_plot(streams: Mapping[str, Sequence[dict[str, Any]]]) -> str | 
         return _svg(figure, "interference")
 
 
+def coefficients_plot(specs: Specs) -> str | None:
+    """Draw coefficients by layer; ``None`` where no search found any."""
+    rows = [row for spec in specs.values() for row in spec.values()]
+    learned = next((r for r in rows if all(isinstance(v, tuple) for v in r.values())), None)
+    if learned is None:
+        return None
+    with _drawing(9.5, 3.4, 1) as (figure, axes):
+        axis = axes[0][0]
+        axis.axhline(SEVERAL, color="#999999", linewidth=0.8)
+        for (name, values), colour in zip(sorted(learned.items()), COLOURS, strict=False):
+            axis.plot(values, color=colour, marker="o", markersize=3, linewidth=1.2, label=name)
+        axis.set(xlabel="layer", ylabel="coefficient")
+        figure.legend(loc="outside upper center", ncols=len(learned), frameon=False)
+        return _svg(figure, "coefficients")
+
+
 def all_plots(
-    cells: Cells, streams: Mapping[str, Sequence[dict[str, Any]]]
+    cells: Cells, streams: Mapping[str, Sequence[dict[str, Any]]], specs: Specs
 ) -> list[tuple[str, str, str | None]]:
     """Return name, caption and SVG of every plot; no SVG where nothing is measured."""
     return [
         ("inputs", _CAPTIONS["inputs"], inputs_plot(cells)),
         ("retention", _CAPTIONS["retention"], retention_plot(cells)),
         ("format", _CAPTIONS["format"], format_plot(cells)),
+        ("coefficients", _CAPTIONS["coefficients"], coefficients_plot(specs)),
         ("interference", _CAPTIONS["interference"], interference_plot(streams)),
     ]

@@ -88,7 +88,7 @@ def write(work: Path, out: Path, coefficients: Path) -> list[Path]:
     Args:
         work: Folder of the experiment.
         out: Folder of the report.
-        coefficients: JSON file of the search; need not be there.
+        coefficients: Folder of what searches found; need not be there.
 
     Returns:
         The files.
@@ -99,8 +99,12 @@ def write(work: Path, out: Path, coefficients: Path) -> list[Path]:
     cells, lost = read_cells(work)
     record = _load(work / RECORD)
     streams = _load(work / FILE).get("streams", dict.fromkeys(STREAMS, ()))
-    spec = searched(coefficients)[2] if coefficients.is_file() else None
-    tables = all_tables(cells, streams, spec)
+    specs = {
+        row.title: searched(file)[2]
+        for row in ROWS.values()
+        if row.searched and (file := coefficients / f"{row.searched}.json").is_file()
+    }
+    tables = all_tables(cells, streams, specs)
     notes = describe(record, lost, cells)
     file = out / "results.md"
     text = file.read_text(encoding="utf-8") if file.is_file() else _BLANK
@@ -114,7 +118,7 @@ def write(work: Path, out: Path, coefficients: Path) -> list[Path]:
         file: fill(text, markdown(tables, notes), file),
         out / "results.json": json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
         + "\n",
-        out / "results.html": page(tables, all_plots(cells, streams), notes),
+        out / "results.html": page(tables, all_plots(cells, streams, specs), notes),
     }
     out.mkdir(parents=True, exist_ok=True)
     for path, content in made.items():
@@ -140,10 +144,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of experiment.py")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the report")
-    parser.add_argument("--coefficients", type=Path, help="of a search [WORK/coefficients.json]")
+    parser.add_argument(
+        "--coefficients", type=Path, help="folder of searches, STRATEGY.json [WORK/coefficients]"
+    )
     args = parser.parse_args()
     try:
-        files = write(args.work, args.out, args.coefficients or args.work / "coefficients.json")
+        files = write(args.work, args.out, args.coefficients or args.work / "coefficients")
     except ValueError as error:
         sys.exit(f"error: {error}")
     for file in files:

@@ -30,7 +30,7 @@ class Row:
         modalities: What it can read, sorted.
         method: Merge method; ``None`` opens a model directory in place of composing.
         coefficients: Rule of the merge method, or value by group.
-        searched: Whether the coefficients are those of a file.
+        searched: Strategy of the search that found the coefficients, if one did.
         first: Whether it is asked more questions than others.
         free: Whether its free answers about several inputs are looked at.
     """
@@ -41,7 +41,7 @@ class Row:
     modalities: tuple[str, ...] = ALL
     method: str | None = "damc"
     coefficients: str | Mapping[str, float] | None = None
-    searched: bool = False
+    searched: str = ""
     first: bool = False
     free: bool = False
 
@@ -99,7 +99,8 @@ ROWS: Mapping[str, Row] = {
         _naive("factor-mean", "NaiveMC factor-wise mean", method="factor-mean", first=True),
         _damc("damc-uniform", "DAMC 1/N", coefficients="uniform", first=True, free=True),
         _damc("damc-presence", "DAMC presence", coefficients="presence", first=True, free=True),
-        _damc("damc-searched", "DAMC searched", searched=True, first=True, free=True),
+        _damc("damc-grid", "DAMC searched by grid", searched="grid", free=True),
+        _damc("damc-layers", "DAMC learned by layer", searched="gradient", first=True, free=True),
         _damc("damc-ties", "DAMC + TIES text", method="damc-ties", free=True),
         _naive("post-hoc", "post-hoc decoupled, 1/N", method="damc", coefficients="uniform"),
         _damc("swudi", "DAMC + SWUDI text", method="swudi"),
@@ -117,7 +118,7 @@ class Sources:
 
     Attributes:
         joint: Model directory of joint.py.
-        coefficients: JSON file of a coefficient search.
+        coefficients: Folder with what searches found, ``<strategy>.json`` each.
         parents: Folder of parent directories ``<modality>-<strategy>`` that take the place of the
             installed parents; ``None`` takes those.
     """
@@ -125,6 +126,10 @@ class Sources:
     joint: Path
     coefficients: Path
     parents: Path | None = None
+
+    def found(self, row: Row) -> Path:
+        """Return the file of the search that a row's coefficients come from."""
+        return self.coefficients / f"{row.searched}.json"
 
     def parent(self, modality: str, strategy: str, registry: Registry) -> Path | None:
         """Return a parent's directory, or ``None`` where there is none."""
@@ -159,8 +164,8 @@ def lacking(row: Row, sources: Sources, registry: Registry) -> str | None:
     missing = [name for name in row.modalities or ALL[:1] if name not in found]
     if missing:
         return f"no {row.strategy} parent of {', '.join(missing)} over {BASE} is at hand"
-    if row.searched and not sources.coefficients.is_file():
-        return "no coefficients of a search were given"
+    if row.searched and not sources.found(row).is_file():
+        return f"there is no {sources.found(row)} of `modalloy search --strategy {row.searched}`"
     return None
 
 
@@ -171,7 +176,7 @@ def open_row(row: Row, sources: Sources, registry: Registry) -> Any:
     method, spec = row.method, row.coefficients
     options: dict[str, float] = {}
     if row.searched:
-        method, options, spec = searched(sources.coefficients)
+        method, options, spec = searched(sources.found(row))
     parents = sources.parents_of(row, registry)
     return modalloy.compose(
         BASE,
@@ -202,7 +207,7 @@ def identity(row: Row, sources: Sources, registry: Registry) -> str:
         # A manifest holds the hashes of the parent's other files, and the base's fingerprint.
         parents = sources.parents_of(row, registry)
         files = [parents[name] / MANIFEST for name in sorted(parents)]
-    for file in [*files, *([sources.coefficients] if row.searched else [])]:
+    for file in [*files, *([sources.found(row)] if row.searched else [])]:
         with file.open("rb") as handle:
             found.update(hashlib.file_digest(handle, "sha256").digest())
     return found.hexdigest()

@@ -21,8 +21,10 @@ from recipes.household.figures import (
 from recipes.household.mcub import subsets
 from recipes.household.rows import ALL, ROWS
 
-from modalloy.composition.coefficients import show_value
+from modalloy.composition.coefficients import Value, show_value
 
+Specs = Mapping[str, Mapping[frozenset[str], Mapping[str, Value]]]
+"""Table of coefficients by title of the row that runs on it."""
 UNKNOWN = "not measured"
 COMPOSED = tuple(name for name, row in ROWS.items() if not row.alone)
 LETTERS = {"audio": "A", "pointcloud": "P", "video": "V", "vision": "I"}
@@ -172,8 +174,8 @@ def free(cells: Cells) -> Table:
     return Table(
         name="format",
         title="Form of free, greedy answers",
-        note="Share of answers in %, ± half the 95 % interval, (n), that are one of the four "
-        "options to the letter in the parent's own form, and (exact) that are the right one. About "
+        note="Share of answers in %, ± half the 95 % interval, (n), that are in the parent's own "
+        "form to the letter, whichever class they name, and (exact) that are the right one. About "
         "four noisy inputs, which no parent was trained on: that are, case and final punctuation "
         "aside, a bare option or any parent's form of it.",
         header=("", *header),
@@ -237,24 +239,24 @@ def interference(streams: Mapping[str, Sequence[dict[str, Any]]]) -> Table:
     )
 
 
-def coefficients(spec: Mapping[frozenset[str], Mapping[str, float]] | None) -> Table:
-    """The table that a search found."""
-    groups = list(next(iter(spec.values()))) if spec else []
-    order = sorted(spec or (), key=lambda one: (len(one), sorted(one)))
+def coefficients(specs: Specs) -> Table:
+    """The tables that searches found."""
+    groups = list(next((row for spec in specs.values() for row in spec.values()), {}))
+    rows = [
+        (
+            title,
+            " + ".join(sorted(one)) or "text alone",
+            *(show_value(spec[one][group]) for group in groups),
+        )
+        for title, spec in specs.items()
+        for one in sorted(spec, key=lambda one: (len(one), sorted(one)))
+    ]
     return Table(
         name="coefficients",
-        title="Coefficients of DAMC searched, by the modalities in the prompt",
+        title="Coefficients that were searched, by the modalities in the prompt",
         note="Of each parent's text delta; found on validation objects, never on the test's.",
-        header=("in the prompt", *groups),
-        rows=tuple(
-            (
-                " + ".join(sorted(one)) or "text alone",
-                *(show_value(spec[one][group]) for group in groups),
-            )
-            for one in order
-        )
-        if spec
-        else ((UNKNOWN,),),
+        header=("", "in the prompt", *groups),
+        rows=tuple(rows) or ((UNKNOWN, ""),),
     )
 
 
@@ -287,14 +289,14 @@ def _filled(cell: Callable[[str, str], str]) -> tuple[tuple[str, ...], ...]:
 def all_tables(
     cells: Cells,
     streams: Mapping[str, Sequence[dict[str, Any]]],
-    spec: Mapping[frozenset[str], Mapping[str, float]] | None,
+    specs: Specs,
 ) -> list[Table]:
     """Return every table of the report in its order.
 
     Args:
         cells: What was measured.
         streams: Interference records by stream.
-        spec: Coefficients of the search; ``None`` where there was none.
+        specs: Coefficients that searches found, by title of their row.
     """
     return [
         headline(cells),
@@ -305,6 +307,6 @@ def all_tables(
         kept(cells),
         text(cells),
         interference(streams),
-        coefficients(spec),
+        coefficients(specs),
         times(cells),
     ]

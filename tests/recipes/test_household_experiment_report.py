@@ -18,6 +18,7 @@ from recipes.household.figures import (
     retention,
     share,
 )
+from recipes.household.plots import coefficients_plot
 from recipes.household.report import BEGIN, END, fill, write
 from recipes.household.rows import ALL, ROWS
 from recipes.household.tables import all_tables
@@ -75,16 +76,16 @@ def test_differences_are_of_the_questions_that_both_were_asked() -> None:
 
 def test_the_closed_part_of_the_gap_is_known() -> None:
     start, goal, own = "10" * 40, "1" * 80, ("11" + "10") * 20
-    rows = {"damc-uniform": start, "joint": goal, "damc-presence": own, "damc-searched": goal}
+    rows = {"damc-uniform": start, "joint": goal, "damc-presence": own, "damc-layers": goal}
     cells = book(*(made(row, name, right) for row, right in rows.items() for name in FOUR))
     half = gap_closed(cells, "damc-presence", "damc-uniform")
     assert not isinstance(half, str | None)
     assert half.interval.value == pytest.approx(0.5)
     assert 0.2 < half.interval.low < 0.5 < half.interval.high < 0.8
-    whole = gap_closed(cells, "damc-searched", "damc-uniform")
+    whole = gap_closed(cells, "damc-layers", "damc-uniform")
     assert not isinstance(whole, str | None)
     assert attrs.astuple(whole.interval) == pytest.approx((1.0, 1.0, 1.0))
-    none = gap_closed(cells, "damc-uniform", "damc-searched")
+    none = gap_closed(cells, "damc-uniform", "damc-layers")
     assert none == "joint training is not surely better"
     assert gap_closed(cells, "ties", "damc-uniform") is None
 
@@ -186,8 +187,8 @@ def test_the_page_stands_alone_and_is_the_same_each_time(tmp_path: Path) -> None
         pages.append((tmp_path / name / "results.html").read_bytes())
     assert pages[0] == pages[1]
     page = pages[0].decode()
-    assert page.count("<svg") == 3  # of retention nothing is measured
-    assert page.count("<p class=unknown>not measured</p>") == 1
+    assert page.count("<svg") == 3  # nothing of retention, and no coefficients
+    assert page.count("<p class=unknown>not measured</p>") == 2
     assert "no &lt;naive&gt; parent" in page
     for foreign in ("<script", "<link", "@import", 'src="', 'href="http'):
         assert foreign not in page
@@ -208,11 +209,23 @@ def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
 def test_every_row_of_a_table_fits_its_header(tmp_path: Path) -> None:
     everything(tmp_path)
     spec = {frozenset({"audio"}): dict.fromkeys(ALL, 0.5), frozenset(): dict.fromkeys(ALL, 0.0)}
-    for table in all_tables(read_cells(tmp_path)[0], {}, spec):
+    specs = {"DAMC searched": spec}
+    for table in all_tables(read_cells(tmp_path)[0], {}, specs):
         assert all(len(row) <= len(table.header) for row in table.rows), table.name
     assert len(table.rows) == len(ROWS)
-    found = next(t for t in all_tables({}, {}, spec) if t.name == "coefficients")
-    assert found.rows == (("text alone", *["0"] * 4), ("audio", *["0.5"] * 4))
+    found = next(t for t in all_tables({}, {}, specs) if t.name == "coefficients")
+    assert found.rows == (
+        ("DAMC searched", "text alone", *["0"] * 4),
+        ("DAMC searched", "audio", *["0.5"] * 4),
+    )
+
+
+def test_learned_coefficients_are_drawn_by_layer() -> None:
+    by_layer = {name: (0.5, 0.25 * place) for place, name in enumerate(ALL)}
+    drawn = coefficients_plot({"learned": {frozenset(ALL): by_layer}})
+    assert drawn is not None
+    assert drawn.count("stroke-width: 1.2") >= len(ALL)
+    assert coefficients_plot({"grid": {frozenset(ALL): dict.fromkeys(ALL, 0.5)}}) is None
 
 
 @pytest.mark.parametrize("text", ["", f"{END} {BEGIN}", BEGIN, f"{BEGIN} {END} {END}"])
