@@ -37,6 +37,13 @@ results: setup ## measure the shipped parents, hours; then docs/results.{md,json
 	  $(BIN)/python -m recipes.household.build --work $(HOUSEHOLD) --jobs $(WORKERS)
 	test -d $(RESULTS)/joint || $(BIN)/python -m recipes.household.joint --data $(HOUSEHOLD) \
 	  --work $(RESULTS)/training --out $(RESULTS)/joint
+	test -d $(RESULTS)/damc || $(BIN)/modalloy compose $(RESULTS)/damc
+	mkdir -p $(RESULTS)/coefficients
+	for strategy in gradient grid; do \
+	  test -f $(RESULTS)/coefficients/$$strategy.json || \
+	  $(BIN)/modalloy search $(RESULTS)/damc --validation $(HOUSEHOLD) --strategy $$strategy \
+	    --out $(RESULTS)/coefficients/$$strategy.json --work $(RESULTS)/search || exit 1; \
+	done
 	$(BIN)/python -m recipes.household.experiment --data $(HOUSEHOLD) --work $(RESULTS) \
 	  --jobs $(WORKERS)
 	$(BIN)/python -m recipes.household.report --work $(RESULTS) --out docs

@@ -96,6 +96,35 @@ def test_search_compose_inspect(shell: Shell, place: Path) -> None:
     )
 
 
+def test_coefficients_by_layer_go_from_a_search_to_a_model(
+    shell: Shell, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, work = place / "layers.json", place / "gradient"
+    monkeypatch.setattr("modalloy.evaluation.learning.RATE", 0.3)
+    code, shown, errors = shell(
+        "search", place / "model", "--validation", place, "--strategy", "gradient",
+        "--trials", 6, "--metric", "likelihood", "--out", out, "--work", work,
+    )  # fmt: skip
+    assert code == 0, errors
+    assert "Searched by gradient, seed 0, for the best likelihood" in shown
+    assert "by layer)" in shown
+    record = json.loads(out.read_text())
+    trials = record["subsets"]["sight+sound"]["trials"]
+    assert [len(one["values"]["sight"]) for one in trials[1:]] == [2]
+    # What is found is no better on the two questions that judge it, or it is: both can be written.
+    record["coefficients"]["table"]["sight+sound"] = trials[1]["values"]
+    chosen = place / "chosen.json"
+    chosen.write_text(json.dumps(record))
+    parents = ("--base", place / "base", "--parent", place / "sight", "--parent", place / "sound")
+    code, _, errors = shell("compose", place / "layered", *parents, "--coefficients", chosen)
+    assert code == 0, errors
+    model, _ = modalloy.load(place / "layered", registry=toy_registry())
+    assert model.coefficients.layers == 2
+    code, shown, errors = shell("inspect", place / "layered")
+    assert code == 0, errors
+    assert "by layer)" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
