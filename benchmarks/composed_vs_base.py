@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ from modalloy.composition.layers import StreamLinear
 SHAPES = (("1 x 64", 1, 64), ("1 x 512", 1, 512), ("8 x 64", 8, 64))
 """Batches: name, rows, tokens."""
 
-KINDS = ("base", "composed", "composed, unfolded", "simple rule")
-"""What is timed; decoding runs on folded weights after the first tokens, unless unfolded."""
+KEPT = "composed, kept folded"
+KINDS = ("base", "composed", KEPT, "composed, unfolded", "simple rule")
+"""What is timed; decoding runs on folded weights after the first tokens, unless unfolded, and where
+weights are kept folded for many prompts of one kind, so do the prompts' text tokens."""
 
 
 class SimpleRule:
@@ -135,13 +138,15 @@ def measure(
     times: dict[str, dict[str, list[float]]] = {"prefill": {}, "decode": {}}
     for turn in range(rounds + 1):
         for kind in KINDS:
-            settle(composed, fold=kind == "composed")
+            settle(composed, fold=kind in ("composed", KEPT))
             simple.prepare(composed, types)
-            seconds = timed(lambda kind=kind: prefill(kind))  # type: ignore[misc]
-            cache = prefill(kind)[CACHE]
-            if kind == "composed":
-                decode(kind, copy.deepcopy(cache))  # tokens until the weights are folded
-            token = timed(lambda kind=kind, cache=cache: decode(kind, cache))  # type: ignore[misc]
+            kept = composed.folded_for(composed.type_ids) if kind == KEPT else nullcontext()
+            with kept:
+                seconds = timed(lambda kind=kind: prefill(kind))  # type: ignore[misc]
+                cache = prefill(kind)[CACHE]
+                if kind == "composed":
+                    decode(kind, copy.deepcopy(cache))  # tokens until the weights are folded
+                token = timed(lambda k=kind, c=cache: decode(k, c))  # type: ignore[misc]
             if turn:  # the first round warms up
                 times["prefill"].setdefault(kind, []).append(seconds)
                 times["decode"].setdefault(kind, []).append(token / steps)

@@ -1,6 +1,6 @@
 """Prompts of questions: laid out once, sorted so that a batch wastes little, put into tensors."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -98,13 +98,6 @@ def grouped(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
     return [
         sorted(groups[key], key=lambda one: (len(one.ids), one.place)) for key in sorted(groups)
     ]
-
-
-def batches(prompts: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
-    """Yield at most ``size`` prompts at a time, all of one set of modalities."""
-    for group in grouped(prompts):
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
 
 
 def pad_left(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> torch.Tensor:

@@ -13,7 +13,7 @@ from modalloy.composition.features import FeatureStore
 from modalloy.composition.loss import IGNORED
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
-from modalloy.evaluation.prompts import Progress, Prompt, batches, grouped, lay_out, model_inputs
+from modalloy.evaluation.prompts import Progress, Prompt, grouped, lay_out, model_inputs
 from modalloy.evaluation.questions import Question, read_questions
 from modalloy.evaluation.trees import Opening, grow, open_group, takes_trees, tree_scores
 
@@ -189,22 +189,27 @@ def answer_freely(
     answers = [""] * len(questions)
     done = 0
     stop = StoppingCriteriaList([_FirstCharacter(processor.tokenizer)] if first_character else [])
-    for batch in batches(lay_out(processor, questions), batch_size):
-        inputs = model_inputs(batch, processor, model.device)
-        media = store.batch(model, processor, [one for p in batch for one in p.inputs])
-        out = model.generate(
-            # Embeddings instead of ids, so that only what is new comes back.
-            inputs_embeds=model.embed(inputs["input_ids"], inputs["mm_token_type_ids"], media),
-            attention_mask=inputs["attention_mask"],
-            mm_token_type_ids=inputs["mm_token_type_ids"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            stopping_criteria=stop,
-        )
-        decoded = processor.tokenizer.batch_decode(out, skip_special_tokens=True)
-        for prompt, text in zip(batch, decoded, strict=True):
-            answers[prompt.place] = text.strip()
-            found(prompt.place, text.strip())
-        done += len(batch)
-        progress("answers", done, len(questions))
+    for group in grouped(lay_out(processor, questions)):
+        with model.folded_for(group[0].present):
+            for start in range(0, len(group), batch_size):
+                batch = group[start : start + batch_size]
+                inputs = model_inputs(batch, processor, model.device)
+                media = store.batch(model, processor, [one for p in batch for one in p.inputs])
+                out = model.generate(
+                    # Embeddings instead of ids, so that only what is new comes back.
+                    inputs_embeds=model.embed(
+                        inputs["input_ids"], inputs["mm_token_type_ids"], media
+                    ),
+                    attention_mask=inputs["attention_mask"],
+                    mm_token_type_ids=inputs["mm_token_type_ids"],
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    stopping_criteria=stop,
+                )
+                decoded = processor.tokenizer.batch_decode(out, skip_special_tokens=True)
+                for prompt, text in zip(batch, decoded, strict=True):
+                    answers[prompt.place] = text.strip()
+                    found(prompt.place, text.strip())
+                done += len(batch)
+                progress("answers", done, len(questions))
     return answers
