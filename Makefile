@@ -44,6 +44,9 @@ results: setup ## measure the shipped parents, hours; then docs/results.{md,json
 	  $(BIN)/modalloy search $(RESULTS)/damc --validation $(HOUSEHOLD) --strategy $$strategy \
 	    --out $(RESULTS)/coefficients/$$strategy.json --work $(RESULTS)/search || exit 1; \
 	done
+	test -f $(RESULTS)/coefficients/joint.json || \
+	  $(BIN)/python -m recipes.household.adjusting --data $(HOUSEHOLD) --joint $(RESULTS)/joint \
+	  --out $(RESULTS)/coefficients/joint.json --work $(RESULTS)/adjusting
 	$(BIN)/python -m recipes.household.experiment --data $(HOUSEHOLD) --work $(RESULTS) \
 	  --jobs $(WORKERS)
 	$(BIN)/python -m recipes.household.report --work $(RESULTS) --out docs

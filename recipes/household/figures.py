@@ -8,7 +8,7 @@ import numpy as np
 from recipes.household.cells import Cell, joined
 from recipes.household.columns import COLUMNS, KINDS, SKILLS, fused
 from recipes.household.mcub import subsets
-from recipes.household.rows import NAIVE, ROWS
+from recipes.household.rows import JOINT, ROWS
 
 from modalloy.evaluation.intervals import Interval, difference_interval, share_interval
 from modalloy.evaluation.results import Row
@@ -134,7 +134,8 @@ def gap_closed(cells: Cells, row: str, start: str) -> Measured | str | None:
 
     ``None`` where something is not measured; a reason where joint training is not surely better.
     """
-    found = aligned(cells, [row, start, "joint"], FOUR)
+    joint = best_of(cells, JOINT, FOUR)
+    found = None if joint is None else aligned(cells, [row, start, joint], FOUR)
     if found is None:
         return None
     (own, begin, goal), objects = found
@@ -157,12 +158,12 @@ def retention(cells: Cells, row: str, modality: str) -> Measured | str | None:
     return Measured(interval, len(objects))
 
 
-def best_naive(cells: Cells) -> str | None:
-    """Return the variant of NaiveMC that is right most often about three and four inputs.
+def best_of(cells: Cells, rows: Sequence[str], columns: Sequence[str] = COMPARED) -> str | None:
+    """Return the row that is right most often; ``None`` where none is measured.
 
     It is chosen on the same questions, which favours it, so differences from it are cautious.
     """
-    shares = {row: share(cells, row, COMPARED) for row in NAIVE}
+    shares = {row: share(cells, row, columns) for row in rows}
     known = {row: found.interval.value for row, found in shares.items() if found is not None}
     return max(known, key=lambda row: known[row]) if known else None
 

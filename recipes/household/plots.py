@@ -18,6 +18,7 @@ from modalloy.composition.coefficients import SEVERAL
 
 LINES: Mapping[str, tuple[str, str, str]] = {
     "joint": ("#111111", "*", ":"),
+    "joint-layers": ("#777777", "*", "-"),
     "damc-layers": ("#b2182b", "D", "-"),
     "damc-presence": ("#d95f02", "o", "-"),
     "damc-uniform": ("#e6ab02", "s", "-"),

@@ -102,7 +102,7 @@ def write(work: Path, out: Path, coefficients: Path) -> list[Path]:
     specs = {
         row.title: searched(file)[2]
         for row in ROWS.values()
-        if row.searched and (file := coefficients / f"{row.searched}.json").is_file()
+        if row.searched and row.method and (file := coefficients / f"{row.searched}.json").is_file()
     }
     tables = all_tables(cells, streams, specs)
     notes = describe(record, lost, cells)

@@ -11,6 +11,7 @@ from recipes.household.wordings import MODALITIES
 
 import modalloy
 from modalloy.cli.search import read_table
+from modalloy.composition.coefficients import Coefficients
 from modalloy.errors import MissingComponentError
 from modalloy.parent import MANIFEST
 from modalloy.registry import Registry
@@ -92,6 +93,15 @@ ROWS: Mapping[str, Row] = {
             first=True,
             free=True,
         ),
+        Row(
+            name="joint-layers",
+            title="joint training, adjusted by layer",
+            strategy="naive",
+            method=None,
+            searched="joint",
+            first=True,
+            free=True,
+        ),
         _naive("connectors", "connectors only", coefficients="zero"),
         _naive("naive-sum", "NaiveMC sum", coefficients="sum", first=True),
         _naive("naive-mean", "NaiveMC mean", coefficients="mean", first=True, free=True),
@@ -110,6 +120,8 @@ ROWS: Mapping[str, Row] = {
 """Row by name, in the order of tables."""
 NAIVE = ("naive-sum", "naive-mean", "ties", "factor-mean")
 """The variants of NaiveMC, of which the best is compared with."""
+JOINT = ("joint", "joint-layers")
+"""Joint training as it is and adjusted on validation questions; the better one is compared with."""
 
 
 @attrs.frozen(kw_only=True)
@@ -158,8 +170,11 @@ class Sources:
 def lacking(row: Row, sources: Sources, registry: Registry) -> str | None:
     """Return why a row cannot be opened, or ``None``."""
     if row.method is None:
-        there = (sources.joint / "config.json").is_file()
-        return None if there else "no model directory of recipes.household.joint was given"
+        if not (sources.joint / "config.json").is_file():
+            return "no model directory of recipes.household.joint was given"
+        if row.searched and not sources.found(row).is_file():
+            return f"there is no {sources.found(row)} of recipes.household.adjusting"
+        return None
     found = sources.parents_of(row, registry)
     missing = [name for name in row.modalities or ALL[:1] if name not in found]
     if missing:
@@ -172,7 +187,11 @@ def lacking(row: Row, sources: Sources, registry: Registry) -> str | None:
 def open_row(row: Row, sources: Sources, registry: Registry) -> Any:
     """Open a row's composition: the model and its processor."""
     if row.method is None:
-        return modalloy.load(sources.joint, registry=registry)
+        opened = modalloy.load(sources.joint, registry=registry)
+        if row.searched:
+            found = json.loads(sources.found(row).read_text(encoding="utf-8"))
+            opened.model.coefficients = Coefficients.from_dict(found["coefficients"])
+        return opened
     method, spec = row.method, row.coefficients
     options: dict[str, float] = {}
     if row.searched:

@@ -16,8 +16,9 @@ from recipes.household.experiment import available, choose, plan
 from recipes.household.rows import ALL, ROWS, Sources, searched
 from recipes.household.text_ability import foretell
 
+import modalloy
 from modalloy.cli.search import read_table, write_table
-from modalloy.composition.coefficients import make_coefficients
+from modalloy.composition.coefficients import Coefficients, make_coefficients
 from modalloy.errors import FormatError, MissingComponentError
 from modalloy.evaluation.questions import Question
 from tiny import tiny_base
@@ -172,6 +173,28 @@ def test_searched_coefficients_come_with_their_method(tmp_path: Path) -> None:
     write_table(file, {"strategy": "grid"})
     with pytest.raises(FormatError, match="is no table of coefficients"):
         searched(file)
+
+
+def test_the_joint_model_is_opened_with_what_was_learned_for_it(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base")
+    parents = [toy_parent(tmp_path / n, base, n, strategy="naive") for n in ("sight", "sound")]
+    model, processor = modalloy.compose(
+        base, parents=parents, method="ties", registry=toy_registry()
+    )
+    model.save_pretrained(tmp_path / "joint")
+    processor.save_pretrained(tmp_path / "joint")
+    sources = Sources(joint=tmp_path / "joint", coefficients=tmp_path)
+    row = ROWS["joint-layers"]
+    why = rows.lacking(row, sources, toy_registry())
+    assert why == f"there is no {tmp_path / 'joint.json'} of recipes.household.adjusting"
+    learned = Coefficients(("merged",), ((0.25, 0.75),))
+    (tmp_path / "joint.json").write_text(json.dumps({"coefficients": learned.to_dict()}))
+    assert rows.lacking(row, sources, toy_registry()) is None
+    assert rows.open_row(row, sources, toy_registry()).model.coefficients == learned
+    plain = rows.open_row(ROWS["joint"], sources, toy_registry())
+    assert plain.model.coefficients.default == (1.0,)
+    marks = {rows.identity(ROWS[name], sources, toy_registry()) for name in rows.JOINT}
+    assert len(marks) == 2
 
 
 def test_a_free_answer_has_a_trained_form_or_not() -> None:

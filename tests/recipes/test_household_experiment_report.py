@@ -12,7 +12,7 @@ from recipes.household.columns import COLUMNS, SKILLS
 from recipes.household.figures import (
     COMPARED,
     FOUR,
-    best_naive,
+    best_of,
     difference,
     gap_closed,
     retention,
@@ -20,7 +20,7 @@ from recipes.household.figures import (
 )
 from recipes.household.plots import coefficients_plot
 from recipes.household.report import BEGIN, END, fill, write
-from recipes.household.rows import ALL, ROWS
+from recipes.household.rows import ALL, NAIVE, ROWS
 from recipes.household.tables import all_tables
 
 from modalloy.evaluation.results import Record
@@ -111,10 +111,10 @@ def test_retention_is_against_the_parent_of_the_same_kind() -> None:
 def test_the_best_naive_variant_is_the_one_that_is_right_most_often() -> None:
     rights = {"naive-sum": "1000", "ties": "1110", "naive-mean": "1100"}
     cells = book(*(made(row, name, right) for row, right in rights.items() for name in COMPARED))
-    assert best_naive(cells) == "ties"
-    assert best_naive({}) is None
+    assert best_of(cells, NAIVE) == "ties"
+    assert best_of({}, NAIVE) is None
     del cells["ties", COMPARED[0]]
-    assert best_naive(cells) == "naive-mean"
+    assert best_of(cells, NAIVE) == "naive-mean"
 
 
 def test_overtaken_cells_are_left_out_with_a_note(tmp_path: Path) -> None:

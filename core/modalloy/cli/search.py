@@ -199,6 +199,8 @@ def _trial(one: Mapping[str, Any], values: Mapping[str, Value]) -> Mapping[str, 
 
 
 def _values(row: Mapping[str, Value]) -> str:
+    if any(isinstance(value, list | tuple) for value in row.values()):
+        return "by layer"  # what they are is shown with the candidates
     return ", ".join(f"{name} {show_value(row[name])}" for name in order_groups(row))
 
 

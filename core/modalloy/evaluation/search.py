@@ -95,7 +95,7 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
     start = _check(model, strategy, metric, trials)
     asked = list(questions)
     skipped = missing_kinds(processor, asked)
-    by_set = _by_set(processor, [one for one in asked if one.kind not in skipped], seed)
+    by_set = group_by_set(processor, [one for one in asked if one.kind not in skipped], seed)
     chosen = _choose(by_set, subsets, tuple(model.config.modalities), skipped)
     if strategy != "stability":
         _check_labels(by_set, chosen)
@@ -109,7 +109,7 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
         identity = model_fingerprint(model, processor)
         learned: Row = ()
         if strategy == "gradient":
-            by_set, taught = _divide({present: by_set[present] for present in chosen})
+            by_set, taught = divide({present: by_set[present] for present in chosen})
             learned = learn_coefficients(
                 model,
                 processor,
@@ -221,7 +221,7 @@ def check_searchable(method: str, rules: Sequence[str]) -> None:
         )
 
 
-def _by_set(
+def group_by_set(
     processor: ModalloyProcessor, questions: Sequence[Question], seed: int
 ) -> dict[frozenset[str], list[Question]]:
     """Return the questions by set of modalities, each in an order that only the seed decides."""
@@ -237,7 +237,7 @@ def _by_set(
     return {present: sorted(some, key=place) for present, some in found.items()}
 
 
-def _divide(
+def divide(
     by_set: Mapping[frozenset[str], Sequence[Question]],
 ) -> tuple[dict[frozenset[str], list[Question]], dict[frozenset[str], list[Question]]]:
     """Return the questions of each set to judge by and those to learn from.
