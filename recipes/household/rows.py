@@ -87,7 +87,7 @@ ROWS: Mapping[str, Row] = {
         *(_alone(modality, "naive") for modality in ALL),
         Row(
             name="joint",
-            title="joint training (upper bound)",
+            title="joint training",
             strategy="naive",
             method=None,
             first=True,
