@@ -13,7 +13,7 @@ from modalloy.composition.coefficients import Coefficients, show_value
 from modalloy.composition.features import FeatureStore
 from modalloy.composition.layers import StreamLinear
 from modalloy.deltas.lowrank import LowRankDelta, read_adapter
-from modalloy.errors import FormatError, SpecError
+from modalloy.errors import FormatError, InputError, ModalloyError, SpecError
 from modalloy.evaluation import learning
 from modalloy.evaluation.learning import LEARNED_FILE, learn_coefficients
 from modalloy.evaluation.scoring import score_options
@@ -191,6 +191,49 @@ def test_a_broken_run_goes_on_and_ends_the_same(
         learn(made, questions, tmp_path)
 
 
+@pytest.mark.parametrize("start", [(0.0, 0.5), (0.5, 0.0), (0.0, 0.0)])
+def test_a_coefficient_of_nothing_is_learned_too(
+    base: Path, parents: list[Path], start: tuple[float, float]
+) -> None:
+    made = compose(base, parents)
+    store = FeatureStore()
+    values = learn_coefficients(*made, {PAIR: asked(8)}, start, steps=2, store=store, identity="x")
+    assert all(number not in start for value in values for number in value)  # type: ignore[union-attr]
+
+
+def test_other_answers_begin_anew(base: Path, parents: list[Path], tmp_path: Path) -> None:
+    made, questions = compose(base, parents), asked(8)
+    first = learn(made, questions, tmp_path, steps=2)
+    others = [attrs.evolve(one, answer=1) for one in questions]
+    assert learn(made, others, tmp_path, steps=2) == learn(made, others, steps=2) != first
+
+
+def test_nothing_is_learned_from_no_questions(base: Path, parents: list[Path]) -> None:
+    with pytest.raises(InputError, match="cannot be learned from no questions"):
+        learn(compose(base, parents), [])
+
+
+def test_weights_are_kept_folded_once_and_freed_whatever_happens(
+    base: Path, parents: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = compose(base, parents)
+    nested = pytest.raises(ModalloyError, match="kept folded already, for one set")
+    with model.folded_for(PAIR), nested, model.folded_for({"sight"}):
+        pass
+    fold, calls = torch.addmm, [3]
+
+    def breaking(*args: Any) -> torch.Tensor:
+        calls[0] -= 1
+        if not calls[0]:
+            raise MemoryError
+        return fold(*args)
+
+    monkeypatch.setattr(torch, "addmm", breaking)
+    with pytest.raises(MemoryError), model.folded_for(PAIR):
+        pass
+    assert all(one.folded is None for one in model.modules() if isinstance(one, StreamLinear))
+
+
 def test_a_search_by_gradient_judges_on_other_questions(
     base: Path, parents: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +254,9 @@ def test_a_search_by_gradient_judges_on_other_questions(
     assert next(trial.values for trial in one.trials) == {"sight": 0.5, "sound": 0.5}
     best = max(one.trials, key=lambda trial: trial.score.value if trial.score else -9.0)
     assert one.chosen == best.values
+    assert result.learned_from is not None
+    assert (result.learned_from["steps"], result.learned_from["n"]) == (8, 16)
+    assert result.record()["learned_from"] == result.learned_from
     result.apply(made[0])
     assert made[0].coefficients.row(frozenset({"sight"})) == (1.0, 0.0)
 

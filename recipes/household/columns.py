@@ -113,7 +113,12 @@ def place(row: Row, column: Column) -> tuple[int, int] | None:
 
 
 def asks(row: Row, column: Column) -> bool:
-    """Whether a row is asked a column: one parent alone only its own questions, and text."""
+    """Whether a row is asked a column: one parent alone only its own questions, and text.
+
+    Joint training that was adjusted for several modalities is not asked about one, or text.
+    """
+    if row.method is None and row.searched and column.group not in ("fused", "format"):
+        return False
     reads = set(column.modalities) <= set(row.modalities)
     if row.alone:
         return reads and column.group in ("own", "questions", "perplexity")

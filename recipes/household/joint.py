@@ -3,7 +3,7 @@
 Run ``python -m recipes.household.joint --data DIR --work WORK --out OUT``. One low-rank delta acts
 on every token; the connectors start as the installed naive parents' own, and there are as many
 steps as in the parents' second stages in sum. So it sees no less than they did. The result is a
-model directory, an upper bound for compositions of the same parents.
+model directory, to compare compositions of the same parents with.
 """
 
 import argparse

@@ -13,6 +13,7 @@ import modalloy
 from modalloy.cli.search import read_table
 from modalloy.composition.coefficients import Coefficients
 from modalloy.errors import MissingComponentError
+from modalloy.evaluation.answers import model_fingerprint
 from modalloy.parent import MANIFEST
 from modalloy.registry import Registry
 
@@ -190,6 +191,11 @@ def open_row(row: Row, sources: Sources, registry: Registry) -> Any:
         opened = modalloy.load(sources.joint, registry=registry)
         if row.searched:
             found = json.loads(sources.found(row).read_text(encoding="utf-8"))
+            if found.get("model") != model_fingerprint(*opened):
+                raise ValueError(
+                    f"{sources.found(row)} was learned for another joint model than "
+                    f"{sources.joint}; remove it, and run recipes.household.adjusting again"
+                )
             opened.model.coefficients = Coefficients.from_dict(found["coefficients"])
         return opened
     method, spec = row.method, row.coefficients

@@ -20,6 +20,7 @@ import modalloy
 from modalloy.cli.search import read_table, write_table
 from modalloy.composition.coefficients import Coefficients, make_coefficients
 from modalloy.errors import FormatError, MissingComponentError
+from modalloy.evaluation.answers import model_fingerprint
 from modalloy.evaluation.questions import Question
 from tiny import tiny_base
 from toy import toy_parent, toy_registry
@@ -71,6 +72,8 @@ def done(settings: Settings, row: str, column: str, n: int, identity: str = "sam
         ("joint", fused("object", ALL, noisy=False), (5, 100)),
         ("audio-naive", "audio-caption", (3, 100)),
         ("audio-naive", "video-caption", None),
+        ("joint-layers", "video-caption", None),
+        ("joint-layers", fused("object", ALL, noisy=True), (1, 500)),
         ("audio-naive", "single-object-audio-noisy", None),
         ("base", "text-questions", (3, 500)),
         ("base", "vision-mc", None),
@@ -188,8 +191,14 @@ def test_the_joint_model_is_opened_with_what_was_learned_for_it(tmp_path: Path) 
     why = rows.lacking(row, sources, toy_registry())
     assert why == f"there is no {tmp_path / 'joint.json'} of recipes.household.adjusting"
     learned = Coefficients(("merged",), ((0.25, 0.75),))
-    (tmp_path / "joint.json").write_text(json.dumps({"coefficients": learned.to_dict()}))
+    found = {"model": "another", "coefficients": learned.to_dict()}
+    (tmp_path / "joint.json").write_text(json.dumps(found))
     assert rows.lacking(row, sources, toy_registry()) is None
+    with pytest.raises(ValueError, match=r"joint\.json was learned for another joint model than"):
+        rows.open_row(row, sources, toy_registry())
+    opened = modalloy.load(tmp_path / "joint", registry=toy_registry())
+    found["model"] = model_fingerprint(*opened)
+    (tmp_path / "joint.json").write_text(json.dumps(found))
     assert rows.open_row(row, sources, toy_registry()).model.coefficients == learned
     plain = rows.open_row(ROWS["joint"], sources, toy_registry())
     assert plain.model.coefficients.default == (1.0,)

@@ -200,7 +200,7 @@ def _trial(one: Mapping[str, Any], values: Mapping[str, Value]) -> Mapping[str, 
 
 def _values(row: Mapping[str, Value]) -> str:
     if any(isinstance(value, list | tuple) for value in row.values()):
-        return "by layer"  # what they are is shown with the candidates
+        return "by layer"  # too many for a line: they are in the file, and in `inspect`
     return ", ".join(f"{name} {show_value(row[name])}" for name in order_groups(row))
 
 

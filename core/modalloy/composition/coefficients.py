@@ -48,6 +48,9 @@ class Coefficients:
         default: One value per group, for sets that ``table`` does not hold.
         table: Values by set of modalities present.
         rule: Name of the rule they were made by, or ``"custom"``.
+
+    Raises:
+        SpecError: Values by layer are for different numbers of layers.
     """
 
     groups: tuple[str, ...]
@@ -276,5 +279,5 @@ def _number(what: str, value: Any) -> float:
 def show_value(value: Value | Sequence[float]) -> str:
     """Return a coefficient for people: a number, or the mean and the range over layers."""
     if isinstance(value, int | float):
-        return f"{value:.3g}"
+        return f"{value:g}"
     return f"{sum(value) / len(value):.3g} ({min(value):.3g} to {max(value):.3g} by layer)"

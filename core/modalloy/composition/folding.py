@@ -13,6 +13,7 @@ from torch import nn
 
 from modalloy.composition.layers import StreamLinear
 from modalloy.composition.streams import Routing, StreamRouter
+from modalloy.errors import ModalloyError
 
 FOLD_AFTER = 16
 """Tokens decoded with the same coefficients before the weights are folded for them."""
@@ -43,16 +44,24 @@ class Folding:
         """Keep weights folded for many prompts that have the same coefficients.
 
         Passes with other coefficients, and those that are differentiated, run unfolded meanwhile.
-        Where the copies would take more than the limit, all do.
+        Where the copies would take more than the limit, all do. No weight may change meanwhile.
 
         Args:
             routing: Of a pass whose rows all have those coefficients.
+
+        Raises:
+            ModalloyError: Weights are kept folded already.
         """
+        if self._held is not None:
+            raise ModalloyError(
+                "weights are kept folded already, for one set of modalities at a time; leave the "
+                "outer `with model.folded_for(...)` first"
+            )
         self.drop()
-        if len(routing.coefficients) == 1 and folded_bytes(self._model) <= self.limit:
-            fold_text(self._model, routing)
-            self._held = routing.coefficients
         try:
+            if len(routing.coefficients) == 1 and folded_bytes(self._model) <= self.limit:
+                fold_text(self._model, routing)
+                self._held = routing.coefficients
             yield
         finally:
             self._held = None
@@ -61,8 +70,8 @@ class Folding:
     def before_pass(self, router: StreamRouter, *, cached: int) -> None:
         """Set ``router.runs_folded`` for the pass that is about to run.
 
-        What was folded is dropped with every new prompt: an answer depends neither on those
-        before it nor on weights that were changed since.
+        Unless it is held, what was folded is dropped with every new prompt: an answer depends
+        neither on those before it nor on weights that were changed since.
 
         Args:
             router: With the pass's routing.
@@ -80,8 +89,8 @@ class Folding:
             return
         self._decoded += 1
         if self._decoded == FOLD_AFTER and folded_bytes(self._model) <= self.limit:
+            self._folded = True  # first: what an error leaves half done is then dropped
             fold_text(self._model, routing)
-            self._folded = True
         router.runs_folded = self._folded
 
     def drop(self) -> None:

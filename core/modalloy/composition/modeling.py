@@ -208,10 +208,14 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         """Keep the text stream's weights folded for many prompts of one set of modalities.
 
         Their text tokens then cost what the base's cost, within ``folding.limit``; other prompts
-        run meanwhile as ever. Folded weights are rounded once more, to their dtype.
+        run meanwhile as ever, and no weight may change. Folded weights are rounded once more, to
+        their dtype.
 
         Args:
             present: Names of the modalities that each prompt holds inputs of.
+
+        Raises:
+            ModalloyError: Weights are kept folded already.
         """
         here = torch.tensor([[name in present for name in self.type_ids]])
         nothing = torch.zeros(1, 1, dtype=torch.long, device=self.device)

@@ -67,6 +67,7 @@ class Routing:
         dict
     )
     _stacks: dict[tuple[StackLayout, OwnLayout, int], Stack | None] = attrs.Factory(dict)
+    _used: list[list[bool]] | None = None
     _order: tuple[torch.Tensor, torch.Tensor] | None = None
     _input: torch.Tensor | None = None
     _sorted: torch.Tensor | None = None
@@ -104,7 +105,7 @@ class Routing:
 
     def _expand(self, layout: StackLayout, layer: int) -> tuple[int, int, torch.Tensor] | None:
         values = self.coefficients[:, :, layer]
-        used = [bool(values[:, index].any()) for index, _, _ in layout]
+        used = [self.used[index][layer] for index, _, _ in layout]
         if not any(used):
             return None
         # Groups at the ends of the stack that no row uses are cut off: a view, no copy.
@@ -117,6 +118,14 @@ class Routing:
         factors = torch.cat(columns, dim=1)
         return start, start + factors.shape[1], factors
 
+    @property
+    def used(self) -> list[list[bool]]:
+        """By group and layer, whether any row uses it; all, where coefficients are learned."""
+        if self._used is None:
+            learned = self.coefficients.requires_grad
+            self._used = ((self.coefficients != 0).any(dim=0) | learned).tolist()
+        return self._used
+
     def stack(self, text: StackLayout, own: OwnLayout, layer: int) -> Stack | None:
         """Return what of a layer is at work, stacked; ``None`` where the layer is the base's.
 
@@ -127,6 +136,8 @@ class Routing:
         """
         key = (text, own, self._layer(layer))
         if key not in self._stacks:
+            # Of coefficients by layer only the current layer's are kept: each is as wide as a pass.
+            self._stacks = {known: one for known, one in self._stacks.items() if known[2] == key[2]}
             self._stacks[key] = self._make_stack(*key)
         return self._stacks[key]
 

@@ -9,6 +9,7 @@ to be as likely as it can be among the options. No weight is trained.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,8 @@ from modalloy.composition.coefficients import Value
 from modalloy.composition.features import FeatureStore
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
-from modalloy.errors import FormatError, SpecError
+from modalloy.errors import FormatError, InputError, SpecError
+from modalloy.evaluation.answers import question_digest
 from modalloy.evaluation.prompts import Progress, Prompt, lay_out
 from modalloy.evaluation.questions import Question
 from modalloy.evaluation.trees import Opening, option_scores, takes_trees
@@ -80,6 +82,7 @@ def learn_coefficients(
 
     Raises:
         SpecError: The base cannot score options in one pass, or tells no number of layers.
+        InputError: There are no questions, or an input cannot be read.
         FormatError: What ``work`` holds is damaged, or cannot be written.
     """
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
@@ -89,15 +92,24 @@ def learn_coefficients(
             "with rotary positions, on sdpa or eager attention; search by 'grid' or 'tpe'",
             subject="coefficients",
         )
+    if not any(questions.values()):
+        raise InputError("coefficients cannot be learned from no questions; give some, with labels")
     wide = [list(v) if isinstance(v, tuple) else [v] * layers for v in start]
     values = torch.tensor([wide], dtype=torch.float32, device=model.device)
     state = _State(values, torch.zeros_like(values), torch.zeros_like(values))
     order = sorted(questions, key=lambda one: (len(one), sorted(one)))
     asked = [(one, list(questions[one])) for one in order]
-    file = None if work is None else work / LEARNED_FILE
-    mark = _mark(asked, start, steps, identity)
+    file, mark = None if work is None else work / LEARNED_FILE, ""
     if file is not None:
-        state = _resumed(file, mark, state)
+        digests = [
+            [(question_digest(q, store, model, processor), q.answer) for q in some]
+            for _, some in asked
+        ]
+        mark = _mark(digests, start, steps, identity)
+        if any(digest is None for row in digests for digest, _ in row):
+            file = None  # an input has no lasting identity: nothing to go on from
+        else:
+            state = _resumed(file, mark, state)
     prompts = [lay_out(processor, some) for _, some in asked]
     with _learning(model):
         while state.step < steps:
@@ -160,14 +172,13 @@ def _step(
 
 
 def _mark(
-    asked: Sequence[tuple[frozenset[str], Sequence[Question]]],
+    asked: Sequence[Sequence[tuple[str | None, int | None]]],
     start: Sequence[Value],
     steps: int,
     identity: str,
 ) -> str:
-    """Return the SHA-256 of what decides the run."""
-    ids = [[sorted(present), [[q.kind, q.id] for q in some]] for present, some in asked]
-    text = json.dumps([ids, start, steps, BATCH, RATE, identity])
+    """Return the SHA-256 of what decides the run: digests and answers of the questions first."""
+    text = json.dumps([asked, start, steps, BATCH, RATE, identity])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -190,7 +201,7 @@ def _resumed(file: Path, mark: str, state: _State) -> _State:
 
 def _save(file: Path, mark: str, state: _State) -> None:
     tensors = {name: getattr(state, name).contiguous() for name in ("values", "first", "second")}
-    partial = file.with_suffix(".partial")
+    partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata={"mark": mark, "step": str(state.step)})

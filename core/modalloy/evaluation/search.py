@@ -66,7 +66,8 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
     """Find coefficients for sets of modalities on a composition's own answers.
 
     The model is left as it was; the result's ``apply`` makes it run on what was found. A set keeps
-    its row unless another is better by the metric, over all its questions. Without labels
+    its row unless another is better by the metric, over all its questions, or over those that
+    nothing was learned from (``"gradient"``). Without labels
     (``"stability"``) the row of the steadiest answers is taken, and the metric is not looked at.
 
     Args:
@@ -85,8 +86,10 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
         progress: Told after every candidate.
 
     Raises:
-        SpecError: An option is unknown, or the merge method knows no coefficients by presence.
-        InputError: No question serves a set, or one has no label where labels are needed.
+        SpecError: An option is unknown, the merge method knows no coefficients by presence, or
+            the base is none that a gradient can be had over.
+        InputError: No question serves a set, too few do, or one has no label where labels are
+            needed.
         MissingComponentError: Optuna is not installed, and TPE was asked for.
         FormatError: What ``work`` holds is damaged, or cannot be written.
     """
@@ -98,7 +101,7 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
     by_set = group_by_set(processor, [one for one in asked if one.kind not in skipped], seed)
     chosen = _choose(by_set, subsets, tuple(model.config.modalities), skipped)
     if strategy != "stability":
-        _check_labels(by_set, chosen)
+        check_labels(by_set, chosen)
     own = model.coefficients
     store = FeatureStore(work / FEATURES_FOLDER if work else None)
     log = AnswerLog(work / SEARCH_FILE if work else None)
@@ -108,8 +111,16 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
         model.coefficients = Coefficients(start.groups, (0.0,) * len(start.groups))
         identity = model_fingerprint(model, processor)
         learned: Row = ()
+        learned_from = None
         if strategy == "gradient":
             by_set, taught = divide({present: by_set[present] for present in chosen})
+            learned_from = {
+                "steps": trials,
+                "n": sum(map(len, taught.values())),
+                "questions": _digest(
+                    [q for some in taught.values() for q in some], store, model, processor
+                ),
+            }
             learned = learn_coefficients(
                 model,
                 processor,
@@ -153,6 +164,7 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
         strategy=strategy,
         metric=None if strategy == "stability" else metric,
         seed=seed,
+        learned_from=learned_from,
         subsets=tuple(found),
         skipped=skipped,
         seconds=time.perf_counter() - started,
@@ -169,21 +181,28 @@ def _search(ground: Ground, strategy: str, trials: int, seed: int, learned: Row)
         row = search_tpe(ground, trials, seed)
     else:
         row = search_stability(ground)
-    digests = [
-        question_digest(question, ground.store, ground.model, ground.processor)
-        for question in ground.questions
-    ]
-    known = sorted(digest for digest in digests if digest is not None)
-    whole = hashlib.sha256("".join(known).encode()).hexdigest()
     return SubsetSearch(
         present=tuple(sorted(ground.present)),
         n=len(ground.questions),
-        questions=whole if len(known) == len(digests) else None,
+        questions=_digest(ground.questions, ground.store, ground.model, ground.processor),
         default=ground.named(ground.start),
         chosen=ground.named(row),
         gain=ground.gain(row) if ground.labelled else None,
         trials=ground.trials(),
     )
+
+
+def _digest(
+    questions: Sequence[Question],
+    store: FeatureStore,
+    model: ModalloyForConditionalGeneration,
+    processor: ModalloyProcessor,
+) -> str | None:
+    """Return the SHA-256 of questions in any order; ``None`` where an input has no identity."""
+    digests = [question_digest(question, store, model, processor) for question in questions]
+    known = sorted(digest for digest in digests if digest is not None)
+    whole = hashlib.sha256("".join(known).encode()).hexdigest()
+    return whole if len(known) == len(digests) else None
 
 
 def _check(
@@ -296,9 +315,14 @@ def _choose(
     return _ordered(wanted)
 
 
-def _check_labels(
+def check_labels(
     by_set: Mapping[frozenset[str], Sequence[Question]], chosen: Iterable[frozenset[str]]
 ) -> None:
+    """Check that every question of the chosen sets has options and the right one.
+
+    Raises:
+        InputError: One has not.
+    """
     for present in chosen:
         for question in by_set[present]:
             if not question.options or question.answer is None:

@@ -62,6 +62,8 @@ class SearchResult:
         metric: Name among :data:`~modalloy.evaluation.candidates.METRICS`; ``None`` where no
             label was looked at.
         seed: Of the questions' order and of TPE.
+        learned_from: Steps, number and SHA-256 of the questions of the gradient, which are not
+            those that judge; ``None`` for other strategies.
         subsets: One per set that was searched, smaller sets first.
         skipped: Why a kind of questions was left out.
         seconds: Time it took.
@@ -74,6 +76,7 @@ class SearchResult:
     strategy: str
     metric: str | None
     seed: int
+    learned_from: Mapping[str, Any] | None = None
     subsets: tuple[SubsetSearch, ...]
     skipped: Mapping[str, str]
     seconds: float
@@ -87,6 +90,7 @@ class SearchResult:
             "strategy": self.strategy,
             "metric": self.metric,
             "seed": self.seed,
+            **({"learned_from": dict(self.learned_from)} if self.learned_from else {}),
             "coefficients": self.coefficients.to_dict(),
             "subsets": {
                 one.name: {

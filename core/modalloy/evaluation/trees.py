@@ -132,7 +132,7 @@ def tree_scores(
     opening: Opening,
     features: dict[str, torch.Tensor],
 ) -> list[list[float]]:
-    """Return :func:`option_scores` as numbers."""
+    """Return :func:`option_scores` as numbers; it says what the arguments are."""
     return [row.tolist() for row in option_scores(model, batch, opening, features)]
 
 
