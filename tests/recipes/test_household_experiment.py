@@ -178,6 +178,20 @@ def test_searched_coefficients_come_with_their_method(tmp_path: Path) -> None:
         searched(file)
 
 
+def test_the_coefficients_at_hand_are_for_the_shipped_parents() -> None:
+    file = Path(rows.__file__).with_name("coefficients.json")
+    method, options, spec = searched(file)
+    assert (method, options) == ("damc", {})
+    several = {present for present in spec if len(present) > 1}
+    assert len(several) == 11
+    for present in several:
+        assert {name: len(values) for name, values in spec[present].items()} == dict.fromkeys(
+            ALL, 30
+        )
+    for name in ALL:
+        assert spec[frozenset({name})] == {one: float(one == name) for one in ALL}
+
+
 def test_the_joint_model_is_opened_with_what_was_learned_for_it(tmp_path: Path) -> None:
     base = tiny_base(tmp_path / "base")
     parents = [toy_parent(tmp_path / n, base, n, strategy="naive") for n in ("sight", "sound")]
