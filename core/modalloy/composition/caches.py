@@ -5,15 +5,15 @@ from typing import Any
 
 from transformers import GenerationMixin
 
+NAMES = ("cache", "past_key_values")
+"""What callers may call it."""
+
 CACHE = next(
     name
-    for name in ("cache", "past_key_values")
+    for name in NAMES
     if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 )
 """What the installed transformers calls a cache, as an argument and in outputs."""
-
-NAMES = ("cache", "past_key_values")
-"""What callers may call it."""
 
 
 def take_cache(kwargs: dict[str, Any]) -> Any:

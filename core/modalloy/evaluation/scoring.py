@@ -193,23 +193,35 @@ def answer_freely(
         with model.folded_for(group[0].present):
             for start in range(0, len(group), batch_size):
                 batch = group[start : start + batch_size]
-                inputs = model_inputs(batch, processor, model.device)
-                media = store.batch(model, processor, [one for p in batch for one in p.inputs])
-                out = model.generate(
-                    # Embeddings instead of ids, so that only what is new comes back.
-                    inputs_embeds=model.embed(
-                        inputs["input_ids"], inputs["mm_token_type_ids"], media
-                    ),
-                    attention_mask=inputs["attention_mask"],
-                    mm_token_type_ids=inputs["mm_token_type_ids"],
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    stopping_criteria=stop,
-                )
-                decoded = processor.tokenizer.batch_decode(out, skip_special_tokens=True)
-                for prompt, text in zip(batch, decoded, strict=True):
-                    answers[prompt.place] = text.strip()
-                    found(prompt.place, text.strip())
+                texts = _generated(model, processor, batch, store, max_new_tokens, stop)
+                for prompt, text in zip(batch, texts, strict=True):
+                    answers[prompt.place] = text
+                    found(prompt.place, text)
                 done += len(batch)
                 progress("answers", done, len(questions))
     return answers
+
+
+def _generated(
+    model: ModalloyForConditionalGeneration,
+    processor: ModalloyProcessor,
+    batch: Sequence[Prompt],
+    store: FeatureStore,
+    max_new_tokens: int,
+    stop: StoppingCriteriaList,
+) -> list[str]:
+    """Return the greedy answers to a batch of prompts, white space around them cut off."""
+    inputs = model_inputs(batch, processor, model.device)
+    media = store.batch(model, processor, [one for p in batch for one in p.inputs])
+    out = model.generate(
+        # Embeddings instead of ids, so that only what is new comes back.
+        inputs_embeds=model.embed(inputs["input_ids"], inputs["mm_token_type_ids"], media),
+        attention_mask=inputs["attention_mask"],
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        stopping_criteria=stop,
+    )
+    return [
+        text.strip() for text in processor.tokenizer.batch_decode(out, skip_special_tokens=True)
+    ]
