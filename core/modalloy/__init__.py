@@ -26,6 +26,7 @@ from modalloy.errors import ModalloyError
 from modalloy.hookspecs import hookimpl
 from modalloy.modality import API_VERSION, Connector, Encoder, MergeMethod, Modality
 from modalloy.parent import Parent
+from modalloy.tensor_method import Parameter, TensorMethod
 
 if TYPE_CHECKING:
     from modalloy.composition.compose import load
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from modalloy.evaluation.run import evaluate
     from modalloy.evaluation.search import search_coefficients
     from modalloy.evaluation.searched import SearchResult
+    from modalloy.merging.merge import merge
     from modalloy.registry import Registry
 
 __version__ = "0.1.0"
@@ -53,6 +55,7 @@ _LAZY = {
     "compose": "modalloy.evaluation.composing",
     "evaluate": "modalloy.evaluation.run",
     "load": "modalloy.composition.compose",
+    "merge": "modalloy.merging.merge",
     "paired_interval": "modalloy.evaluation.results",
     "search_coefficients": "modalloy.evaluation.search",
 }
@@ -68,15 +71,18 @@ __all__ = [
     "ModalloyError",
     "ModalloyForConditionalGeneration",
     "ModalloyProcessor",
+    "Parameter",
     "Parent",
     "Question",
     "Registry",
     "Results",
     "SearchResult",
+    "TensorMethod",
     "compose",
     "evaluate",
     "hookimpl",
     "load",
+    "merge",
     "paired_interval",
     "search_coefficients",
 ]

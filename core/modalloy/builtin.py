@@ -6,6 +6,7 @@ from types import MappingProxyType
 from modalloy.benchmark import Benchmark
 from modalloy.hookspecs import hookimpl
 from modalloy.modality import API_VERSION, Connector, MergeMethod
+from modalloy.tensor_method import Parameter, TensorMethod
 
 
 @hookimpl
@@ -100,6 +101,117 @@ _MERGING = (
         options={"density": 0.2, "strictness": 1.0, "rank": 0},
     ),
 )
+
+
+@hookimpl
+def register_tensor_methods(register: Callable[[TensorMethod], None]) -> None:
+    """Offer the ways to merge whole weights whose names recipes in circulation use."""
+    for name, (over, parameters, random, most, summary) in _TENSOR_METHODS.items():
+        register(
+            TensorMethod(
+                name=name,
+                api_version=API_VERSION,
+                summary=summary,
+                over=over,
+                rule=f"modalloy.merging.tensor_methods:{name}",
+                parameters=parameters,
+                random=random,
+                most=most,
+            )
+        )
+
+
+_WEIGHT = Parameter(name="weight", by_model=True)
+_DENSITY = Parameter(name="density", default=1.0, by_model=True, low=0.0, high=1.0)
+_GAMMA = Parameter(name="gamma", default=0.01, by_model=True, low=0.0, high=1.0)
+_EPSILON = Parameter(name="epsilon", default=0.15, by_model=True, low=0.0, high=1.0)
+_SCALE = Parameter(name="lambda", default=1.0, argument="scale")
+# Of masks in memory, which there are none of: recipes in circulation say it.
+_INT8_MASK = Parameter(name="int8_mask", default=False, argument="")
+
+
+def _deltas(*more: Parameter, normalize: bool) -> tuple[Parameter, ...]:
+    return (_WEIGHT, *more, Parameter(name="normalize", default=normalize), _SCALE, _INT8_MASK)
+
+
+_TENSOR_METHODS: Mapping[str, tuple[str, tuple[Parameter, ...], bool, int, str]] = {
+    "breadcrumbs": (
+        "deltas",
+        _deltas(_DENSITY, _GAMMA, normalize=False),
+        False,
+        0,
+        "Sum of deltas without their smallest and very largest values.",
+    ),
+    "breadcrumbs_ties": (
+        "deltas",
+        _deltas(_DENSITY, _GAMMA, normalize=False),
+        False,
+        0,
+        "The same, of values that agree in sign.",
+    ),
+    "dare_linear": (
+        "deltas",
+        _deltas(_DENSITY, normalize=False),
+        True,
+        0,
+        "Sum of deltas thinned out at random and rescaled.",
+    ),
+    "dare_ties": (
+        "deltas",
+        _deltas(_DENSITY, normalize=False),
+        True,
+        0,
+        "The same, of values that agree in sign.",
+    ),
+    "della": (
+        "deltas",
+        _deltas(_DENSITY, _EPSILON, normalize=True),
+        True,
+        0,
+        "Deltas thinned out at random, small values more; mean of what agrees in sign.",
+    ),
+    "della_linear": (
+        "deltas",
+        _deltas(_DENSITY, _EPSILON, normalize=False),
+        True,
+        0,
+        "Sum of deltas thinned out at random, small values more.",
+    ),
+    "linear": (
+        "models",
+        (_WEIGHT, Parameter(name="normalize", default=True)),
+        False,
+        0,
+        "Weighted mean of models.",
+    ),
+    "passthrough": (
+        "models",
+        (Parameter(name="scale", default=1.0, by_model=True),),
+        False,
+        1,
+        "One model as it is, scaled.",
+    ),
+    "slerp": ("pair", (Parameter(name="t"),), False, 1, "Along the arc from base to model."),
+    "swudi": (
+        "deltas",
+        (
+            Parameter(name="share", default=0.85, low=0.0, high=1.0),
+            Parameter(name="time", default=300.0, low=0.0),
+            _SCALE,
+        ),
+        False,
+        0,
+        "The delta with the least interference, in closed form; slow on large matrices.",
+    ),
+    "task_arithmetic": ("deltas", _deltas(normalize=False), False, 0, "Weighted sum of deltas."),
+    "ties": (
+        "deltas",
+        _deltas(_DENSITY, normalize=True),
+        False,
+        0,
+        "Mean of the deltas' largest values that agree in sign.",
+    ),
+}
 
 
 @hookimpl

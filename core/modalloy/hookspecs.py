@@ -20,6 +20,7 @@ import pluggy
 from modalloy.benchmark import Benchmark
 from modalloy.modality import Connector, Encoder, MergeMethod, Modality
 from modalloy.parent import Parent
+from modalloy.tensor_method import TensorMethod
 
 if TYPE_CHECKING:
     import typer
@@ -54,6 +55,11 @@ def register_parents(register: Callable[[Parent], None]) -> None:
 @hookspec
 def register_merge_methods(register: Callable[[MergeMethod], None]) -> None:
     """Offer ways to turn parents' deltas into the streams of a composition."""
+
+
+@hookspec
+def register_tensor_methods(register: Callable[[TensorMethod], None]) -> None:
+    """Offer ways to merge whole weights, tensor by tensor."""
 
 
 @hookspec

@@ -19,11 +19,12 @@ from modalloy.errors import DuplicateNameError, SpecError, nearest
 from modalloy.hookspecs import GROUP
 from modalloy.modality import Connector, Encoder, MergeMethod, Modality
 from modalloy.parent import Parent
+from modalloy.tensor_method import TensorMethod
 
 BUILTIN = "builtin"
 """Name under which the core's own offers are registered; no plugin may take it."""
 
-Spec: TypeAlias = Modality | Encoder | Connector | Parent | MergeMethod | Benchmark
+Spec: TypeAlias = Modality | Encoder | Connector | Parent | MergeMethod | TensorMethod | Benchmark
 
 
 @attrs.frozen
@@ -57,6 +58,7 @@ KINDS = (
     Kind("connector", "connectors", Connector),
     Kind("parent", "parents", Parent),
     Kind("merge_method", "merge_methods", MergeMethod),
+    Kind("tensor_method", "tensor_methods", TensorMethod),
     Kind("benchmark", "benchmarks", Benchmark),
 )
 """In the order in which the hooks are called."""
@@ -95,6 +97,7 @@ class PluginReport:
     connectors: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
     merge_methods: tuple[str, ...] = ()
+    tensor_methods: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
 
     @property

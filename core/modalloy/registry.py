@@ -27,6 +27,7 @@ from modalloy.errors import (
 from modalloy.modality import Connector, Encoder, MergeMethod, Modality
 from modalloy.parent import Parent
 from modalloy.quarantine import BUILTIN, KINDS, Plugin, Spec, load
+from modalloy.tensor_method import TensorMethod
 
 _S = TypeVar("_S", bound=Spec)
 
@@ -122,6 +123,11 @@ class Registry:
         return self._table(MergeMethod)
 
     @property
+    def tensor_methods(self) -> Mapping[str, TensorMethod]:
+        """The methods in use that merge whole weights, by name, sorted."""
+        return self._table(TensorMethod)
+
+    @property
     def benchmarks(self) -> Mapping[str, Benchmark]:
         """The benchmarks in use, by name, sorted."""
         return self._table(Benchmark)
@@ -169,6 +175,10 @@ class Registry:
         """Return a merge method by name; errors as :meth:`modality`."""
         return self._lookup(MergeMethod, name)
 
+    def tensor_method(self, name: str) -> TensorMethod:
+        """Return a method that merges whole weights by name; errors as :meth:`modality`."""
+        return self._lookup(TensorMethod, name)
+
     def benchmark(self, name: str) -> Benchmark:
         """Return a benchmark by name; errors as :meth:`modality`."""
         return self._lookup(Benchmark, name)
@@ -178,7 +188,7 @@ class Registry:
 
         Args:
             kind: ``"modality"``, ``"encoder"``, ``"connector"``, ``"parent"``,
-                ``"merge_method"`` or ``"benchmark"``.
+                ``"merge_method"``, ``"tensor_method"`` or ``"benchmark"``.
             name: The name; errors as :meth:`modality`.
         """
         kinds = {known.name: known.type for known in KINDS}

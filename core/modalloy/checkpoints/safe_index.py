@@ -37,11 +37,15 @@ class TensorEntry:
         file: The shard, inside its directory.
         dtype: As safetensors writes it, such as ``"BF16"``.
         shape: Its shape; ``()`` for a scalar.
+        start: Byte of the file that it begins at.
+        stop: Byte after its last.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
+    stop: int
 
 
 def safe_index(directory: Path, stem: str = "model") -> Mapping[str, Path]:
@@ -83,7 +87,8 @@ def scan(directory: Path, stem: str = "model") -> Mapping[str, TensorEntry]:
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """Return what a safetensors file's header says of its tensors.
 
-    Offsets are left to the safetensors library, which checks them when it opens the file.
+    That offsets fit shapes and cover the file is left to the safetensors library, which checks it
+    when it opens the file.
 
     Raises:
         FormatError: The header is damaged, too large, or names a tensor twice.
@@ -100,7 +105,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         header = _parse(handle.read(size), file)
     header.pop("__metadata__", None)
     _check_count(len(header), file)
-    return {name: _entry(file, name, fields) for name, fields in header.items()}
+    return {name: _entry(file, name, fields, 8 + size) for name, fields in header.items()}
 
 
 def check_inside(directory: Path, name: str, origin: Path, suffix: str = SUFFIX) -> Path:
@@ -218,13 +223,21 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _entry(file: Path, name: str, fields: object) -> TensorEntry:
+def _entry(file: Path, name: str, fields: object, data: int) -> TensorEntry:
     if isinstance(fields, dict):
-        dtype, shape = fields.get("dtype"), fields.get("shape")
-        sizes = [n for n in shape if type(n) is int and n >= 0] if isinstance(shape, list) else None
-        if isinstance(dtype, str) and sizes is not None and sizes == shape:
-            return TensorEntry(file=file, dtype=dtype, shape=tuple(sizes))
+        dtype, shape = fields.get("dtype"), _sizes(fields.get("shape"))
+        offsets = _sizes(fields.get("data_offsets"))
+        if isinstance(dtype, str) and shape is not None and offsets and len(offsets) == 2:  # noqa: PLR2004
+            start, stop = (data + offset for offset in offsets)
+            return TensorEntry(file=file, dtype=dtype, shape=shape, start=start, stop=stop)
     raise FormatError(f"{file}: the header's entry for tensor {name!r} is damaged", path=file)
+
+
+def _sizes(value: object) -> tuple[int, ...] | None:
+    """Return a list of sizes as a tuple, or ``None`` where it is not one."""
+    if isinstance(value, list) and all(type(n) is int and n >= 0 for n in value):
+        return tuple(value)
+    return None
 
 
 def _parse(data: bytes, file: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class LazyCommand:
 COMMANDS = {
     "demo": LazyCommand("modalloy.cli.demo:command", "Compose what is installed and ask it."),
     "compose": LazyCommand("modalloy.cli.compose:command", "Make one model of the modalities."),
+    "merge": LazyCommand("modalloy.cli.merge:command", "Merge whole models by a recipe."),
     "ask": LazyCommand("modalloy.cli.ask:command", "Ask a composed model about inputs."),
     "inspect": LazyCommand("modalloy.cli.inspect:command", "Show a parent or a composition."),
     "evaluate": LazyCommand("modalloy.cli.evaluate:command", "Measure a model on a benchmark."),

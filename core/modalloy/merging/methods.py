@@ -11,6 +11,7 @@ import torch
 
 from modalloy.deltas.lowrank import LowRankPair
 from modalloy.errors import DeltaError
+from modalloy.merging.rules import kept_ranks
 
 
 def task_sum(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -55,11 +56,11 @@ def trim(delta: torch.Tensor, density: float) -> torch.Tensor:
 
     Args:
         delta: ``(O, I)`` float32.
-        density: Share that is kept, rounded to the nearest number of values, at least one;
+        density: Share that is kept, rounded down, at least one value;
             values as large as the smallest kept one are kept too.
     """
     size = delta.abs()
-    kept = min(max(round(density * delta.numel()), 1), delta.numel())
+    _, kept = kept_ranks(delta.numel(), density, None)
     smallest = size.flatten().kthvalue(delta.numel() - kept + 1).values
     return torch.where(size >= smallest, delta, 0.0)
 
@@ -124,16 +125,37 @@ def swudi(pairs: Sequence[LowRankPair], share: float = 0.85, time: float = 300.0
     """
     span = torch.linalg.qr(torch.cat([one.A.double() for one in pairs]).T).Q
     deltas = [one.scale * (one.B.double() @ (one.A.double() @ span)) for one in pairs]
+    merged = _flow(deltas, share, time)
+    return LowRankPair(span.T.float().contiguous(), merged.float(), 1.0)
+
+
+def swudi_dense(
+    deltas: Sequence[torch.Tensor], share: float = 0.85, time: float = 300.0
+) -> torch.Tensor:
+    """Merge whole deltas by :func:`swudi`; what is no matrix is averaged, as the authors do.
+
+    Args:
+        deltas: ``(O, I)`` float32 each. I by I matrices are decomposed, in float64.
+        share: As in :func:`swudi`, of all I directions.
+        time: As in :func:`swudi`.
+    """
+    if deltas[0].ndim != 2:  # noqa: PLR2004
+        return mean(deltas)
+    return _flow([delta.double() for delta in deltas], share, time).float()
+
+
+def _flow(deltas: Sequence[torch.Tensor], share: float, time: float) -> torch.Tensor:
+    """Return the gradient flow's solution for deltas ``(O, K)`` float64."""
     start = task_sum(deltas)
     deltas = [delta for delta in deltas if bool(delta.any())]
-    if deltas:
-        grams = [delta.T @ delta / delta.square().sum() for delta in deltas]
-        values, vectors = torch.linalg.eigh(task_sum(grams))
-        flow = -torch.expm1(-time * values)
-        # Rounding makes eigenvalues of 0 tiny; D is 0 along those, and the quotient is not.
-        moved = values > values[-1] * values.numel() * torch.finfo(values.dtype).eps
-        moved[: values.numel() - round(share * values.numel())] = False
-        flow, quotient = (torch.where(moved, v, 0.0) for v in (flow, flow / values))
-        goal = task_sum([d @ gram for d, gram in zip(deltas, grams, strict=True)])
-        start = start - ((start @ vectors) * flow - (goal @ vectors) * quotient) @ vectors.T
-    return LowRankPair(span.T.float().contiguous(), start.float(), 1.0)
+    if not deltas:
+        return start
+    grams = [delta.T @ delta / delta.square().sum() for delta in deltas]
+    values, vectors = torch.linalg.eigh(task_sum(grams))
+    flow = -torch.expm1(-time * values)
+    # Rounding makes eigenvalues of 0 tiny; D is 0 along those, and the quotient is not.
+    moved = values > values[-1] * values.numel() * torch.finfo(values.dtype).eps
+    moved[: values.numel() - round(share * values.numel())] = False
+    flow, quotient = (torch.where(moved, v, 0.0) for v in (flow, flow / values))
+    goal = task_sum([d @ gram for d, gram in zip(deltas, grams, strict=True)])
+    return start - ((start @ vectors) * flow - (goal @ vectors) * quotient) @ vectors.T

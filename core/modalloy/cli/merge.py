@@ -1,0 +1,77 @@
+"""``modalloy merge``: whole models become one, by a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modalloy.cli.output import print_json, print_line, print_note, print_table
+from modalloy.cli.progress import progress_bar
+from modalloy.errors import SpecError
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(help="YAML file of the recipe.")],
+    out: Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")],
+    *,
+    device: Annotated[str, typer.Option(help="cpu, or a GPU such as cuda.")] = "cpu",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads; by default one for each core.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a merge that was stopped.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of methods that draw random numbers.")] = 0,
+    shard_size: Annotated[str, typer.Option(help="Bytes of a file at most.")] = "5GB",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+) -> None:
+    """Merge whole models, adapters and parents by a recipe; mergekit's are read as they are."""
+    from modalloy.merging.merge import merge
+
+    size = parse_size(shard_size)
+    with progress_bar() as progress:
+        result = merge(
+            recipe,
+            out,
+            device=device,
+            workers=workers,
+            resume=resume,
+            seed=seed,
+            shard_size=size,
+            progress=progress,
+            say=print_note,
+        )
+    if as_json:
+        print_json(
+            {
+                "model": str(out),
+                "seconds": round(result.seconds, 2),
+                "resumed": result.resumed,
+                **result.record,
+            }
+        )
+        return
+    rows = [
+        (row["source"], row["tensors"] or "", row["fate"]) for row in result.record["accounting"]
+    ]
+    print_table("Every tensor", ("of", "tensors", "fate"), rows)
+    if result.resumed:
+        print_line(f"{result.resumed} tensors had been written before")
+    print_line(f"{out}: merged and saved in {result.seconds:.1f} s")
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that a size such as ``5GB`` means.
+
+    Raises:
+        SpecError: It is no size.
+    """
+    for unit, factor in _UNITS.items():
+        number = text.strip().upper().removesuffix(unit)
+        if number != text.strip().upper() and number.replace(".", "", 1).isdigit():
+            size = int(float(number) * factor)
+            if size > 0:
+                return size
+    raise SpecError(f"--shard-size must be such as 5GB or 500MB, found {text!r}")

@@ -1,0 +1,281 @@
+"""Merging whole models by a recipe, streamed: :func:`modalloy.merge`."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+import modalloy
+from modalloy.checkpoints.mapped import MappedTensor
+from modalloy.checkpoints.writer import Shard, ShardWriter, plan_shards, write_index
+from modalloy.errors import FormatError, SpecError
+from modalloy.merging.journal import Journal
+from modalloy.merging.output import make_record, write_files
+from modalloy.merging.plan import Piece, Plan, TensorPlan, make_plan
+from modalloy.merging.recipe import Recipe, check_method, parse_recipe, read_recipe
+from modalloy.merging.rules import Rule, Weighted, Whole
+from modalloy.merging.schedule import Job, run_jobs
+from modalloy.merging.settings import check_settings, depth_of, find_setting, layer_of
+from modalloy.merging.sources import Sources, open_sources
+from modalloy.merging.streaming import Target, copy, random_key, stream
+from modalloy.modality import resolve
+from modalloy.registry import Registry
+from modalloy.tensor_method import TensorMethod
+
+SHARD_SIZE = 5 * 10**9
+"""Bytes of a shard, unless asked for otherwise."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@attrs.frozen(kw_only=True)
+class MergeResult:
+    """What a merge did.
+
+    Attributes:
+        directory: Where the merged model is.
+        record: Content of its ``modalloy.json``.
+        seconds: How long it took.
+        resumed: Tensors that an earlier run had written.
+    """
+
+    directory: Path
+    record: Mapping[str, Any]
+    seconds: float
+    resumed: int
+
+
+def merge(  # noqa: PLR0913 - keyword-only options
+    recipe: Recipe | Mapping[str, Any] | Path | str,
+    out: Path | str,
+    *,
+    device: str = "cpu",
+    workers: int | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    shard_size: int = SHARD_SIZE,
+    registry: Registry | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> MergeResult:
+    """Merge whole models, adapters and parents into one model directory.
+
+    Args:
+        recipe: A :class:`~modalloy.merging.recipe.Recipe`, plain data, or a YAML file of one.
+        out: Directory to write; must not exist. It appears when it is whole.
+        device: ``"cpu"``, or a torch device that takes tensors whole, such as ``"cuda"``.
+        workers: Threads; as many as there are cores by default.
+        resume: Go on with a merge into ``out`` that was stopped.
+        seed: Of random methods.
+        shard_size: Bytes of tensors in a file of the output at most.
+        registry: Offers methods and installed parents; what is installed by default.
+        progress: Called with ``("merging", bytes done, bytes in all)``.
+        say: Called with a line of text before something slow.
+
+    Raises:
+        ModalloyError: The recipe, a model or the output's place is not as it should be; see the
+            message. ``out`` does not exist then, and inputs are never touched.
+    """
+    begin = time.perf_counter()
+    out = Path(out)
+    if out.exists():
+        raise FormatError(f"{out} exists; choose another place or remove it", path=out)
+    if shard_size <= 0 or (workers is not None and workers <= 0):
+        raise SpecError("shard_size and workers must be positive")
+    if isinstance(recipe, str | Path):
+        recipe = read_recipe(Path(recipe))
+    elif not isinstance(recipe, Recipe):
+        recipe = parse_recipe(recipe)
+    registry = registry or Registry.discover()
+    method = registry.tensor_method(recipe.merge_method)
+    check_settings(method, recipe.parameters, "recipe")
+    for model in recipe.models:
+        check_settings(method, model.parameters, f"model {model.model!r}")
+    with_base = method.over == "models"
+    counted = [m for m in recipe.models if with_base or m.model != recipe.base_model]
+    check_method(recipe, method.over, method.most, len(counted))
+    sources = open_sources(recipe, with_base=with_base, registry=registry, progress=say)
+    plan = make_plan(sources, recipe.written)
+    rules = _Rules(recipe, method, sources, plan, seed)
+    rules.check()
+    record = make_record(recipe, sources, list(plan.accounting), seed if method.random else None)
+    layouts = [tensor.layout for tensor in plan.tensors]
+    shards = plan_shards(layouts, shard_size)
+    partial_directory = out.parent / f".{out.name}.partial"
+    resumed = 0
+    try:
+        partial_directory.mkdir(parents=True, exist_ok=True)
+        identity = _identity(record, sources, shards)
+        with Journal(partial_directory, identity, resume=resume) as journal:
+            resumed = len(journal.done)
+            _check_room(partial_directory, shards)
+            work = _Work(rules, plan, journal, progress, device)
+            with ShardWriter(partial_directory, shards) as writer:
+                run_jobs(work.jobs(writer), workers or os.cpu_count() or 1)
+            write_index(partial_directory, shards, layouts)
+            write_files(partial_directory, sources, recipe, record)
+            journal.remove()
+            partial_directory.rename(out)
+    except OSError as error:
+        raise FormatError(f"{out} cannot be written: {error}", path=out) from error
+    return MergeResult(
+        directory=out, record=record, seconds=time.perf_counter() - begin, resumed=resumed
+    )
+
+
+class _Rules:
+    """The rule of each piece of each tensor, by the recipe's settings."""
+
+    def __init__(
+        self, recipe: Recipe, method: TensorMethod, sources: Sources, plan: Plan, seed: int
+    ) -> None:
+        self._recipe = recipe
+        self._method = method
+        self._function = resolve(method.rule)
+        self._models = sources.models
+        self._seed = seed
+        numbers = [layer_of(tensor.layout.name) for tensor in plan.tensors]
+        self._layers = 1 + max((n for n in numbers if n is not None), default=0)
+        self._plan = plan
+
+    def check(self) -> None:
+        """Work all rules out once.
+
+        Raises:
+            SpecError: A setting is missing or its value cannot be.
+        """
+        for tensor in self._plan.tensors:
+            for piece in tensor.pieces:
+                self.rule(tensor.layout.name, piece)
+
+    def rule(self, tensor: str, piece: Piece) -> Rule:
+        """Return what is done with a piece; one that no model has is the donor's."""
+        if not piece.models:
+            return Weighted(weights=(1.0,))
+        depth = depth_of(tensor, self._layers)
+        arguments: dict[str, Any] = {}
+        for parameter in self._method.parameters.values():
+            values = []
+            for position in piece.models if parameter.by_model else (None,):
+                source = None if position is None else self._models[position]
+                scopes = [source.parameters] if source else []
+                value = find_setting(parameter, [*scopes, self._recipe.parameters], tensor, depth)
+                if value is None:
+                    whose = f" for model {source.reference!r}" if source else ""
+                    raise SpecError(
+                        f"merge method {self._method.name!r} needs the parameter "
+                        f"{parameter.name!r}{whose}, and the recipe says none for {tensor}",
+                        subject=self._method.name,
+                    )
+                values.append(value)
+            if parameter.argument:
+                arguments[parameter.argument] = tuple(values) if parameter.by_model else values[0]
+        found: Rule = self._function(**arguments)
+        return found
+
+    def keys(self, tensor: str, piece: Piece) -> list[int]:
+        """Return the keys of a piece's random numbers, one per model."""
+        labels = [self._models[position].label for position in piece.models]
+        return [random_key(self._seed, tensor, label) for label in labels]
+
+
+class _Work:
+    """The jobs of a merge, one per tensor."""
+
+    def __init__(
+        self,
+        rules: _Rules,
+        plan: Plan,
+        journal: Journal,
+        progress: Progress | None,
+        device: str,
+    ) -> None:
+        self._rules = rules
+        self._plan = plan
+        self._journal = journal
+        self._progress = progress or (lambda *_: None)
+        self._device = device
+        self._total = sum(tensor.layout.size for tensor in plan.tensors)
+        self._done = 0
+
+    def jobs(self, writer: ShardWriter) -> Iterator[Job]:
+        """Yield the jobs of the tensors that are not written yet."""
+        for tensor in self._plan.tensors:
+            if tensor.layout.name in self._journal.done:
+                self._done += tensor.layout.size
+            else:
+                yield self._job(tensor, writer)
+
+    def _job(self, tensor: TensorPlan, writer: ShardWriter) -> Job:
+        target = Target(tensor.layout.name, tensor.layout.dtype, writer)
+        if not tensor.pieces:
+            yield copy(tensor.donor, tensor.layout.size, target)
+        for piece in tensor.pieces:
+            rule = self._rules.rule(target.name, piece)
+            keys = self._rules.keys(target.name, piece)
+            if not piece.models:
+                piece = attrs.evolve(piece, operands=(tensor.donor,))  # noqa: PLW2901
+            if isinstance(rule, Whole) or self._device != "cpu":
+                call = partial(_whole, rule, tensor.donor, piece, keys, target, self._device)
+                yield [call]
+            else:
+                yield from stream(rule, tensor.donor, piece, keys, target)
+        self._journal.add(target.name)
+        self._done += tensor.layout.size
+        self._progress("merging", self._done, self._total)
+
+
+def _whole(
+    rule: Rule,
+    donor: MappedTensor,
+    piece: Piece,
+    keys: Sequence[int],
+    target: Target,
+    device: str,
+) -> None:
+    # Brings in torch, which streaming does without.
+    import torch
+
+    from modalloy.checkpoints.writer import ITEM_SIZES
+    from modalloy.merging.whole import merge_piece
+
+    data = merge_piece(rule, donor, piece, keys, target.dtype, torch.device(device))
+    target.writer.write(target.name, piece.first * ITEM_SIZES[target.dtype], data.data)
+
+
+def _identity(record: Mapping[str, Any], sources: Sources, shards: Sequence[Shard]) -> str:
+    """Return a digest of all that the output's bytes depend on."""
+    inputs = []
+    for source in (sources.donor, *sources.models):
+        files = source.files() or sorted(source.directory.rglob("*.safetensors"))
+        inputs += [
+            [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files
+        ]
+    layout = [[shard.name, hashlib.sha256(shard.header).hexdigest()] for shard in shards]
+    text = json.dumps([modalloy.__version__, record, inputs, layout], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_room(directory: Path, shards: Sequence[Shard]) -> None:
+    """Check, before anything is written, that the output fits its disk.
+
+    Raises:
+        FormatError: It does not.
+    """
+    files = [directory / shard.name for shard in shards]
+    there = sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+    needed = sum(shard.size for shard in shards) - there
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise FormatError(
+            f"{directory.parent} has {free / 1e9:.1f} GB free, the merged model needs "
+            f"{needed / 1e9:.1f} GB more; make room and run the same command with --resume",
+            path=directory,
+        )

@@ -1,0 +1,119 @@
+"""What lies beside a merge's weights: configuration, tokenizer, model card and record."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import modalloy
+from modalloy.merging.recipe import DTYPES, Recipe
+from modalloy.merging.sources import Source, Sources
+
+RECORD = "modalloy.json"
+FORMAT_VERSION = 1
+_COPIED = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+"""The donor's files that make a model usable, where it has them."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+
+
+def write_files(
+    directory: Path, sources: Sources, recipe: Recipe, record: Mapping[str, Any]
+) -> None:
+    """Write everything but the weights.
+
+    Args:
+        directory: Where they are.
+        sources: The models; the donor gives configuration and tokenizer.
+        recipe: The recipe.
+        record: Content of ``modalloy.json``.
+    """
+    donor = sources.donor
+    config = dict(donor.config)
+    if recipe.written is not None:
+        name = next(name for name, short in DTYPES.items() if short == recipe.written)
+        # Under whichever key the donor's version of transformers has it.
+        config |= dict.fromkeys([key for key in _DTYPE_KEYS if key in config] or ["dtype"], name)
+    _write_json(directory / "config.json", config)
+    for name in _COPIED:
+        source = donor.directory / name
+        if source.is_file():
+            shutil.copyfile(source, directory / name)
+    _write_json(directory / RECORD, record)
+    (directory / "README.md").write_text(_card(recipe, sources), encoding="utf-8")
+
+
+def make_record(
+    recipe: Recipe, sources: Sources, accounting: object, seed: int | None
+) -> dict[str, Any]:
+    """Return the content of ``modalloy.json``, as plain data.
+
+    Args:
+        recipe: The recipe.
+        sources: The models.
+        accounting: What became of every tensor.
+        seed: Of the random numbers; ``None`` where none are drawn.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "merge",
+        "modalloy": modalloy.__version__,
+        "recipe": recipe.to_dict(),
+        "seed": seed,
+        "donor": sources.donor.reference,
+        "models": [_describe(source) for source in sources.models],
+        "accounting": accounting,
+    }
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    return {
+        "label": source.label,
+        "model": source.reference,
+        "kind": source.kind,
+        "tensors": len(source.pairs) if source.kind != "model" else len(source.entries),
+        "bytes": sum(file.stat().st_size for file in source.files()),
+    }
+
+
+def _card(recipe: Recipe, sources: Sources) -> str:
+    references = [sources.donor.reference, *(source.reference for source in sources.models)]
+    hub = sorted({one for one in references if _HUB_ID.fullmatch(one) and not Path(one).exists()})
+    listed = f"base_model: {json.dumps(hub)}\nbase_model_relation: merge\n" if hub else ""
+    models = "\n".join(f"- `{source.label}` ({source.kind})" for source in sources.models)
+    over = f" over `{sources.base.reference}`" if sources.base else ""
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    return f"""---
+library_name: transformers
+tags: [merge, modalloy]
+{listed}---
+# Merged language model
+
+Merged by modalloy {modalloy.__version__} with `{recipe.merge_method}`{over}:
+
+{models}
+
+```yaml
+{text}```
+
+`{RECORD}` says what became of every tensor. The licences of all models above apply.
+"""
+
+
+def _write_json(path: Path, data: object) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
