@@ -192,6 +192,7 @@ def _view(
             connectors=in_use("connector", index),
             parents=in_use("parent", index),
             merge_methods=in_use("merge_method", index),
+            tensor_methods=in_use("tensor_method", index),
             benchmarks=in_use("benchmark", index),
         )
         for index, report in enumerate(reports)

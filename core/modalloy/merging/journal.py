@@ -1,6 +1,7 @@
 """What a merge has done so far, so that one that was stopped can go on."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Self
@@ -47,8 +48,11 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close()
+        if kind is not None and not self.done:
+            # There is nothing to go on with.
+            shutil.rmtree(self._path.parent, ignore_errors=True)
 
     def add(self, tensor: str) -> None:
         """Record that a tensor is written."""

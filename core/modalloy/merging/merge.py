@@ -108,21 +108,20 @@ def merge(  # noqa: PLR0913 - keyword-only options
     record = make_record(recipe, sources, list(plan.accounting), seed if method.random else None)
     layouts = [tensor.layout for tensor in plan.tensors]
     shards = plan_shards(layouts, shard_size)
-    partial_directory = out.parent / f".{out.name}.partial"
     resumed = 0
+    place = out.parent / f".{out.name}.partial"
+    _check_room(place, shards)
     try:
-        partial_directory.mkdir(parents=True, exist_ok=True)
-        identity = _identity(record, sources, shards)
-        with Journal(partial_directory, identity, resume=resume) as journal:
+        place.mkdir(parents=True, exist_ok=True)
+        with Journal(place, _identity(record, sources, shards), resume=resume) as journal:
             resumed = len(journal.done)
-            _check_room(partial_directory, shards)
             work = _Work(rules, plan, journal, progress, device)
-            with ShardWriter(partial_directory, shards) as writer:
+            with ShardWriter(place, shards) as writer:
                 run_jobs(work.jobs(writer), workers or os.cpu_count() or 1)
-            write_index(partial_directory, shards, layouts)
-            write_files(partial_directory, sources, recipe, record)
+            write_index(place, shards, layouts)
+            write_files(place, sources, recipe, record)
             journal.remove()
-            partial_directory.rename(out)
+            place.rename(out)
     except OSError as error:
         raise FormatError(f"{out} cannot be written: {error}", path=out) from error
     return MergeResult(
@@ -263,19 +262,22 @@ def _identity(record: Mapping[str, Any], sources: Sources, shards: Sequence[Shar
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_room(directory: Path, shards: Sequence[Shard]) -> None:
+def _check_room(place: Path, shards: Sequence[Shard]) -> None:
     """Check, before anything is written, that the output fits its disk.
 
     Raises:
         FormatError: It does not.
     """
-    files = [directory / shard.name for shard in shards]
-    there = sum(file.stat().st_blocks * 512 for file in files if file.is_file())
-    needed = sum(shard.size for shard in shards) - there
-    free = shutil.disk_usage(directory).free
+    there = place
+    while not there.exists():
+        there = there.parent
+    files = [place / shard.name for shard in shards]
+    written = sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+    needed = sum(shard.size for shard in shards) - written
+    free = shutil.disk_usage(there).free
     if needed > free:
         raise FormatError(
-            f"{directory.parent} has {free / 1e9:.1f} GB free, the merged model needs "
-            f"{needed / 1e9:.1f} GB more; make room and run the same command with --resume",
-            path=directory,
+            f"{place.parent} has {free / 1e9:.1f} GB free, the merged model needs "
+            f"{needed / 1e9:.1f} GB more; make room first",
+            path=place,
         )

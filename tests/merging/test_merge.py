@@ -1,0 +1,635 @@
+"""``modalloy.merge``: what is merged, that no bit depends on how, and what is refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import modalloy
+from merging.models import SHAPES, assert_same, draw, make_models, read, recipe, save
+from modalloy.errors import BaseMismatchError, DeltaError, FormatError, MissingComponentError
+from modalloy.merging import merge as merge_module
+from modalloy.merging import operands
+from modalloy.merging.rules import Deltas, Rule, Slerp, Weighted
+from modalloy.merging.streaming import random_key
+from modalloy.merging.whole import apply_rule
+
+OWN = {
+    "linear": {"weight": 0.3},
+    "task_arithmetic": {"weight": 0.3},
+    "ties": {"weight": 0.4, "density": 0.3},
+    "dare_linear": {"weight": 0.3, "density": 0.4},
+    "dare_ties": {"weight": 0.3, "density": 0.4},
+    "breadcrumbs": {"weight": 0.3, "density": 0.5, "gamma": 0.1},
+    "breadcrumbs_ties": {"weight": 0.3, "density": 0.5, "gamma": 0.1},
+    "della": {"weight": 0.3, "density": 0.5, "epsilon": 0.2},
+    "della_linear": {"weight": 0.3, "density": 0.5, "epsilon": 0.2},
+    "swudi": {},
+}
+"""Settings of every model, by method."""
+
+
+def rule_of(method: str, count: int) -> Rule:
+    weights = (OWN[method].get("weight", 1.0),) * count
+    density = (OWN[method].get("density", 1.0),) * count
+    if method == "linear":
+        return Weighted(weights=weights, divisor=sum(weights))
+    return Deltas(
+        weights=weights,
+        density=density if method.startswith(("ties", "bread")) else None,
+        outliers=(0.1,) * count if method.startswith("bread") else None,
+        keep=density if method.startswith(("dare", "della")) else None,
+        spread=(0.2,) * count if method.startswith("della") else None,
+        elect=method in ("ties", "dare_ties", "breadcrumbs_ties", "della"),
+        normalize=method in ("ties", "della"),
+    )
+
+
+@pytest.mark.parametrize("method", [name for name in OWN if name != "swudi"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_merge_is_what_the_rule_says_of_each_tensor(
+    tmp_path: Path, method: str, dtype: torch.dtype
+) -> None:
+    base, models = make_models(tmp_path, dtype=dtype)
+    modalloy.merge(recipe(method, base, models, OWN[method]), tmp_path / "out", seed=7)
+    found, start = read(tmp_path / "out"), read(base)
+    parts = [read(model) for model in models]
+    for name, tensor in start.items():
+        keys = [random_key(7, name, label) for label in "abc"]
+        expected = apply_rule(rule_of(method, 3), tensor, [p[name] for p in parts], keys=keys)
+        assert torch.equal(found[name].view(torch.uint8), expected.view(torch.uint8)), name
+        assert not torch.equal(found[name], tensor), name
+
+
+def test_ties_of_equal_magnitudes_keeps_all_of_them_and_sums_with_the_winning_sign(
+    tmp_path: Path,
+) -> None:
+    """By hand: a trimmed mean of what agrees in sign."""
+    shapes = {"model.norm.weight": (4,)}
+    zero = {"model.norm.weight": torch.zeros(4)}
+    rows = ([4.0, 1.0, -3.0, 0.5], [2.0, -3.0, 3.0, 0.1], [-5.0, 0.2, 4.0, 0.0])
+    base = save(tmp_path / "base", zero)
+    models = [
+        save(tmp_path / chr(97 + i), {name: torch.tensor(row) for name in shapes})
+        for i, row in enumerate(rows)
+    ]
+    own = {"weight": 1, "density": 0.5}
+    modalloy.merge(recipe("ties", base, models, own), tmp_path / "out")
+    # Kept: 4 -3 | -3 3 (2 is third) | -5 4; sums -1, -3, 4, 0; agreeing means -5, -3, 3.5, 0.
+    assert read(tmp_path / "out")["model.norm.weight"].tolist() == [-5.0, -3.0, 3.5, 0.0]
+
+
+def test_slerp_goes_along_the_arc(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 1, torch.float32)
+    plain = recipe("slerp", base, models, parameters={"t": 0.25})
+    modalloy.merge(plain, tmp_path / "out")
+    found, start, end = (read(path) for path in (tmp_path / "out", base, models[0]))
+    for name, tensor in found.items():
+        a, b = start[name].double().ravel(), end[name].double().ravel()
+        angle = torch.acos((a @ b) / a.norm() / b.norm())
+        arc = (torch.sin(0.75 * angle) * a + torch.sin(0.25 * angle) * b) / torch.sin(angle)
+        torch.testing.assert_close(tensor.double().ravel(), arc, rtol=2e-6, atol=1e-8)
+        reference = apply_rule(Slerp(t=0.25), start[name], [end[name]])
+        torch.testing.assert_close(tensor, reference, rtol=1e-6, atol=1e-9)
+
+
+def test_passthrough_copies_and_scales(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 1)
+    modalloy.merge(recipe("passthrough", None, models), tmp_path / "same")
+    assert_same(read(tmp_path / "same"), read(models[0]))
+    plain = recipe(
+        "passthrough", base, models, {"scale": [{"filter": "up", "value": 2}, {"value": 1}]}
+    )
+    modalloy.merge(plain, tmp_path / "scaled")
+    for name, tensor in read(tmp_path / "scaled").items():
+        assert torch.equal(tensor, read(models[0])[name] * (2 if "up" in name else 1))
+
+
+def test_swudi_merges_matrices_and_averages_the_rest(tmp_path: Path) -> None:
+    from modalloy.merging.methods import mean, swudi_dense
+
+    base, models = make_models(tmp_path, dtype=torch.float32)
+    modalloy.merge(recipe("swudi", base, models), tmp_path / "out")
+    start, parts = read(base), [read(model) for model in models]
+    for name, tensor in read(tmp_path / "out").items():
+        deltas = [part[name] - start[name] for part in parts]
+        merged = swudi_dense(deltas) if tensor.ndim == 2 else mean(deltas)
+        assert torch.equal(tensor, start[name] + merged)
+        assert not torch.equal(swudi_dense(deltas), mean(deltas)) or tensor.ndim == 1
+
+
+@pytest.mark.parametrize("method", list(OWN))
+def test_no_bit_depends_on_order_workers_chunks_or_shards(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, models = make_models(tmp_path)
+    plain = recipe(method, base, models, OWN[method])
+    modalloy.merge(plain, tmp_path / "one", workers=1)
+    expected = read(tmp_path / "one")
+    monkeypatch.setattr(operands, "CHUNK", 100)
+    turned = recipe(method, base, models[::-1], OWN[method])
+    modalloy.merge(turned, tmp_path / "two", workers=5, shard_size=3000)
+    assert len(list((tmp_path / "two").glob("*.safetensors"))) > 2
+    assert_same(read(tmp_path / "two"), expected)
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "breadcrumbs"])
+def test_equal_models_give_the_model_and_weights_of_zero_the_base(
+    tmp_path: Path, method: str
+) -> None:
+    base, (model, *_) = make_models(tmp_path, dtype=torch.float32)
+    copies = [shutil.copytree(model, tmp_path / f"copy{i}") for i in range(2)]
+    whole = {"density": 1.0} if method in ("ties", "breadcrumbs") else {}
+    settings = {"normalize": True}
+    plain = recipe(method, base, copies, {"weight": 0.5, **whole}, parameters=settings)
+    modalloy.merge(plain, tmp_path / "same")
+    for name, tensor in read(tmp_path / "same").items():
+        torch.testing.assert_close(tensor, read(model)[name], rtol=1e-6, atol=1e-8)
+    if method != "linear":
+        modalloy.merge(recipe(method, base, copies, {"weight": 0.0, **whole}), tmp_path / "none")
+        assert_same(read(tmp_path / "none"), read(base))
+
+
+def test_random_methods_keep_the_expected_delta_and_follow_the_seed(tmp_path: Path) -> None:
+    shapes = {"model.layers.0.mlp.up_proj.weight": (300, 400)}
+    base = save(tmp_path / "base", draw(0, dtype=torch.float32, shapes=shapes))
+    tuned = {name: tensor + 1 for name, tensor in read(base).items()}
+    model = save(tmp_path / "a", tuned)
+    own = {"weight": 1, "density": 0.3}
+    for method, more in (("dare_linear", {}), ("della_linear", {"epsilon": 0.2})):
+        seeds = []
+        for seed in (0, 1):
+            out = tmp_path / f"{method}{seed}"
+            modalloy.merge(recipe(method, base, [model], own | more), out, seed=seed)
+            delta = read(out)[next(iter(shapes))] - read(base)[next(iter(shapes))]
+            seeds.append(delta)
+            assert float(delta.mean()) == pytest.approx(1, abs=0.05)
+            assert float((delta != 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+        assert not torch.equal(*seeds)
+
+
+def test_della_drops_small_values_of_a_row_more_often(tmp_path: Path) -> None:
+    shapes = {"model.layers.0.mlp.up_proj.weight": (2000, 20)}
+    base = save(tmp_path / "base", {name: torch.zeros(shape) for name, shape in shapes.items()})
+    rise = torch.arange(1, 21).float().expand(2000, 20).contiguous()
+    model = save(tmp_path / "a", dict.fromkeys(shapes, rise))
+    own = {"weight": 1, "density": 0.5, "epsilon": 0.4}
+    modalloy.merge(recipe("della_linear", base, [model], own), tmp_path / "out")
+    merged = read(tmp_path / "out")[next(iter(shapes))]
+    kept = (merged != 0).float().mean(0)
+    assert float(kept[0]) == pytest.approx(0.1, abs=0.03)
+    assert float(kept[19]) == pytest.approx(0.9, abs=0.03)
+    assert float(merged[:, 0].mean()) == pytest.approx(1, abs=0.25)
+
+
+def test_gradients_and_filters_reach_their_tensors(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 1, torch.float32)
+    weight = [
+        {"filter": "q_proj", "value": 0.5},
+        {"filter": "up_proj", "value": [0, 1]},
+        {"value": 0.1},
+    ]
+    modalloy.merge(recipe("task_arithmetic", base, models, {"weight": weight}), tmp_path / "out")
+    start, end = read(base), read(models[0])
+    for name, tensor in read(tmp_path / "out").items():
+        value = 0.5 if "q_proj" in name else 0.1
+        if "up_proj" in name:
+            value = int(name.split(".")[2]) / 2
+        expected = start[name] + np.float32(value) * (end[name] - start[name])
+        assert torch.equal(tensor, expected), name
+
+
+def test_a_models_setting_goes_before_the_recipes(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 2, torch.float32)
+    plain = recipe("task_arithmetic", base, models, parameters={"weight": 0.5})
+    plain["models"][1]["parameters"] = {"weight": 0}
+    modalloy.merge(plain, tmp_path / "out")
+    start, end = read(base), read(models[0])
+    for name, tensor in read(tmp_path / "out").items():
+        assert torch.equal(tensor, start[name] + 0.5 * (end[name] - start[name]))
+
+
+def test_the_output_opens_with_transformers_in_shards_and_with_its_tokenizer(
+    tmp_path: Path,
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from tiny import tiny_base
+
+    base = tiny_base(tmp_path / "base", family="qwen3")
+    model = shutil.copytree(base, tmp_path / "tuned")
+    tuned = {n: t + 0.01 for n, t in load_file(base / "model.safetensors").items()}
+    save_file(tuned, model / "model.safetensors", metadata={"format": "pt"})
+    plain = recipe(
+        "ties", base, [model], {"weight": 1}, out_dtype="float32", tokenizer_source="base"
+    )
+    result = modalloy.merge(plain, tmp_path / "out", shard_size=30_000)
+    out = tmp_path / "out"
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_parameters"] == sum(t.numel() for t in tuned.values())
+    opened, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(report.values())
+    assert AutoConfig.from_pretrained(out).dtype == torch.float32
+    found = opened.state_dict()
+    for name, tensor in tuned.items():
+        torch.testing.assert_close(found[name], tensor.float(), rtol=1e-5, atol=1e-6)
+    assert AutoTokenizer.from_pretrained(out)("the")["input_ids"]
+    record = json.loads((out / "modalloy.json").read_text())
+    assert record == result.record
+    assert record["recipe"]["merge_method"] == "ties"
+    card = (out / "README.md").read_text()
+    assert "merge_method: ties" in card
+    assert not (out / "merge.journal").exists()
+
+
+class TestParents:
+    def test_an_adapter_is_its_product_added_to_the_base(self, tmp_path: Path) -> None:
+        base, models = make_models(tmp_path, 1, torch.float32)
+        adapter = self.adapter(tmp_path / "adapter")
+        own = {"weight": 0.5}
+        for method in ("task_arithmetic", "linear"):
+            out = tmp_path / method
+            plain = recipe(method, base, [adapter, *models], own)
+            modalloy.merge(plain, out)
+            start, other = read(base), read(models[0])
+            for name, tensor in read(out).items():
+                delta = self.delta(name, start[name])
+                expected = start[name] + 0.5 * delta + 0.5 * (other[name] - start[name])
+                lone = method == "linear" and not delta.any()
+                torch.testing.assert_close(
+                    tensor, other[name] if lone else expected, rtol=1e-6, atol=1e-6
+                )
+
+    def test_the_streams_of_an_adapter_are_those_of_the_whole(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(operands, "CHUNK", 100)
+        base, models = make_models(tmp_path, 2, torch.float32)
+        adapter = self.adapter(tmp_path / "z")
+        own = {"weight": 0.5, "density": 0.4}
+        modalloy.merge(recipe("ties", base, [*models, adapter], own), tmp_path / "out")
+        start, parts = read(base), [read(model) for model in models]
+        rule = Deltas(weights=(0.5,) * 3, density=(0.4,) * 3, elect=True, normalize=True)
+        name = "model.layers.1.mlp.up_proj.weight"
+        expected = apply_rule(
+            rule,
+            start[name],
+            [*(part[name] for part in parts), self.delta(name, start[name])],
+            is_delta=[False, False, True],
+        )
+        torch.testing.assert_close(read(tmp_path / "out")[name], expected, rtol=1e-5, atol=1e-6)
+
+    def test_an_adapter_with_no_place_is_refused(self, tmp_path: Path) -> None:
+        base, _ = make_models(tmp_path, 1)
+        adapter = self.adapter(tmp_path / "adapter", prefix="language_model.")
+        with pytest.raises(
+            DeltaError, match=r"1 of its 1 tensors find no place .* 'language_model"
+        ):
+            modalloy.merge(
+                recipe("task_arithmetic", base, [adapter], {"weight": 1}), tmp_path / "o"
+            )
+        assert not (tmp_path / "o").exists()
+
+    def test_a_parent_brings_its_text_delta(self, tmp_path: Path) -> None:
+        from tiny import tiny_base
+        from toy import toy_parent
+
+        base = tiny_base(tmp_path / "base")
+        parent = toy_parent(tmp_path / "parent", base, "red", strategy="decoupled")
+        result = modalloy.merge(
+            recipe("task_arithmetic", base, [parent], {"weight": 1}), tmp_path / "out"
+        )
+        from modalloy.deltas.lowrank import read_adapter
+
+        delta = read_adapter(parent / "text_adapter")
+        found, start = read(tmp_path / "out"), read(base)
+        for module, pair in delta.pairs.items():
+            expected = (start[f"{module}.weight"].float() + pair.dense()).to(torch.float32)
+            got = found[f"{module}.weight"].float()
+            torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-3)
+        fates = [row["fate"] for row in result.record["accounting"]]
+        assert any("text stream is merged" in fate for fate in fates)
+        assert any("encoder and connector are left out" in fate for fate in fates)
+
+    def test_a_parent_of_another_base_is_refused(self, tmp_path: Path) -> None:
+        from tiny import tiny_base
+        from toy import toy_parent
+
+        base = tiny_base(tmp_path / "base")
+        other = tiny_base(tmp_path / "other", seed=5)
+        parent = toy_parent(tmp_path / "parent", other, "red", strategy="naive")
+        with pytest.raises(BaseMismatchError, match="the weights differ"):
+            modalloy.merge(recipe("ties", base, [parent], {"weight": 1}), tmp_path / "out")
+
+    @staticmethod
+    def delta(name: str, like: torch.Tensor) -> torch.Tensor:
+        if name != "model.layers.1.mlp.up_proj.weight":
+            return torch.zeros_like(like)
+        generator = torch.Generator().manual_seed(9)
+        a = torch.randn(3, 24, generator=generator)
+        b = torch.randn(70, 3, generator=generator)
+        return 2.0 * (b @ a)
+
+    @staticmethod
+    def adapter(directory: Path, prefix: str = "") -> Path:
+        from modalloy.deltas.lowrank import LowRankDelta, LowRankPair, write_adapter
+
+        generator = torch.Generator().manual_seed(9)
+        a = torch.randn(3, 24, generator=generator)
+        b = torch.randn(70, 3, generator=generator)
+        pairs = {f"{prefix}model.layers.1.mlp.up_proj": LowRankPair(a, b, 2.0)}
+        write_adapter(directory, LowRankDelta(pairs), base_id="base")
+        return directory
+
+
+class TestShapes:
+    def test_a_tensor_that_some_lack_is_merged_from_the_others(self, tmp_path: Path) -> None:
+        _, models = make_models(tmp_path, 2, torch.float32)
+        less = read(models[1])
+        name = "model.layers.1.mlp.up_proj.weight"
+        del less[name]
+        save(models[1], less)
+        result = modalloy.merge(recipe("linear", None, models, {"weight": 0.5}), tmp_path / "out")
+        assert torch.equal(read(tmp_path / "out")[name], read(models[0])[name])
+        rows = {row["fate"]: row for row in result.record["accounting"]}
+        assert rows["merged from a; b lacks it"]["names"] == [name]
+        assert rows["merged from a, b"]["tensors"] == len(SHAPES) - 1
+
+    def test_what_the_output_lacks_is_skipped_and_said(self, tmp_path: Path) -> None:
+        base, models = make_models(tmp_path, 1)
+        more = read(models[0]) | {"vision_tower.weight": torch.ones(3)}
+        save(models[0], more)
+        result = modalloy.merge(recipe("ties", base, models, {"weight": 1}), tmp_path / "out")
+        assert "vision_tower.weight" not in read(tmp_path / "out")
+        row = result.record["accounting"][-1]
+        assert (row["source"], row["names"]) == ("a", ["vision_tower.weight"])
+        assert row["fate"] == "skipped: the output has no such tensor"
+
+    def test_rows_of_a_vocabulary_are_merged_by_those_who_have_them(self, tmp_path: Path) -> None:
+        base, models = make_models(tmp_path, 2, torch.float32)
+        name = "model.embed_tokens.weight"
+        short, long = read(models[0]), read(models[1])
+        short[name], long[name] = (
+            short[name][:30].clone(),
+            torch.cat([long[name], torch.ones(2, 24)]),
+        )
+        save(models[0], short, vocab_size=30)
+        save(models[1], long, vocab_size=42)
+        plain = recipe("task_arithmetic", base, models, {"weight": 0.5})
+        result = modalloy.merge(plain, tmp_path / "out")
+        start, found = read(base)[name], read(tmp_path / "out")[name]
+        deltas = [short[name] - start[:30], long[name][:40] - start]
+        expected = start + 0.5 * deltas[1]
+        expected[:30] = start[:30] + (0.5 * deltas[0] + 0.5 * deltas[1][:30])
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+        fates = {(row["source"], row["fate"]) for row in result.record["accounting"]}
+        assert ("a", "has 30 rows, the output 40: others alone merged below") in fates
+        assert ("b", "has 42 rows, the output 40: given up") in fates
+
+    def test_rows_that_nobody_has_are_the_bases(self, tmp_path: Path) -> None:
+        base, models = make_models(tmp_path, 1, torch.float32)
+        name = "model.embed_tokens.weight"
+        short = read(models[0])
+        short[name] = short[name][:30].clone()
+        save(models[0], short)
+        modalloy.merge(recipe("ties", base, models, {"weight": 1}), tmp_path / "out")
+        assert torch.equal(read(tmp_path / "out")[name][30:], read(base)[name][30:])
+
+    @pytest.mark.parametrize("stored", [True, False])
+    def test_a_tied_head_is_not_written(self, tmp_path: Path, *, stored: bool) -> None:
+        base, models = make_models(tmp_path, 1)
+        for directory in (base, *models):
+            tensors = read(directory)
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+            if not stored:
+                del tensors["lm_head.weight"]
+            save(directory, tensors, tie_word_embeddings=True)
+        modalloy.merge(recipe("ties", base, models, {"weight": 1}), tmp_path / "out")
+        assert sorted(read(tmp_path / "out")) == sorted(SHAPES.keys() - {"lm_head.weight"})
+
+    def test_the_head_of_a_tied_model_is_its_embedding(self, tmp_path: Path) -> None:
+        base, models = make_models(tmp_path, 1, torch.float32)
+        tensors = read(models[0])
+        del tensors["lm_head.weight"]
+        save(models[0], tensors, tie_word_embeddings=True)
+        plain = recipe("task_arithmetic", base, models, {"weight": 1})
+        modalloy.merge(plain, tmp_path / "out")
+        found = read(tmp_path / "out")["lm_head.weight"]
+        torch.testing.assert_close(
+            found, tensors["model.embed_tokens.weight"], rtol=1e-5, atol=1e-7
+        )
+
+    def test_integers_are_the_donors(self, tmp_path: Path) -> None:
+        base, models = make_models(tmp_path, 1)
+        for number, directory in enumerate((base, *models)):
+            save(directory, read(directory) | {"model.ids": torch.arange(5) + number})
+        result = modalloy.merge(
+            recipe("linear", None, [models[0], base], {"weight": 1}), tmp_path / "out"
+        )
+        assert read(tmp_path / "out")["model.ids"].tolist() == [1, 2, 3, 4, 5]
+        fates = [row["fate"] for row in result.record["accounting"]]
+        assert "copied from the donor: I64 is not merged" in fates
+
+    def test_shapes_that_do_not_fit_are_refused(self, tmp_path: Path) -> None:
+        base, models = make_models(tmp_path, 1)
+        tensors = read(models[0])
+        tensors["model.norm.weight"] = torch.ones(25, dtype=torch.bfloat16)
+        save(models[0], tensors)
+        with pytest.raises(
+            DeltaError, match=r"model.norm.weight: a has \(25,\), the output \(24,\)"
+        ):
+            modalloy.merge(recipe("ties", base, models, {"weight": 1}), tmp_path / "out")
+
+    def test_a_model_that_shares_nothing_is_refused(self, tmp_path: Path) -> None:
+        base, models = make_models(tmp_path, 1)
+        save(models[0], {f"language_model.{n}": t for n, t in read(models[0]).items()})
+        with pytest.raises(DeltaError, match="10 of its 10 tensors find no place in the output"):
+            modalloy.merge(recipe("ties", base, models, {"weight": 1}), tmp_path / "out")
+
+    def test_8_bit_and_quantised_weights_are_refused(self, tmp_path: Path) -> None:
+        base, models = make_models(tmp_path, 1)
+        tensors = read(models[0])
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
+        save(models[0], tensors)
+        with pytest.raises(DeltaError, match="8-bit floating point"):
+            modalloy.merge(recipe("ties", base, models, {"weight": 1}), tmp_path / "out")
+        save(models[0], read(base), quantization_config={"bits": 4})
+        with pytest.raises(FormatError, match="quantised; take the plain weights"):
+            modalloy.merge(recipe("ties", base, models, {"weight": 1}), tmp_path / "out")
+
+
+class TestWriting:
+    def test_a_merge_that_was_killed_goes_on_where_it_was(self, tmp_path: Path) -> None:
+        base, models = make_models(tmp_path)
+        plain = recipe("ties", base, models, OWN["ties"])
+        modalloy.merge(plain, tmp_path / "whole")
+        code = (
+            "import json, os, signal, sys, modalloy\n"
+            "def stop(what, done, total):\n"
+            "    if done > total // 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "modalloy.merge(json.loads(sys.argv[1]), sys.argv[2], progress=stop)\n"
+        )
+        words = [sys.executable, "-c", code, json.dumps(plain), str(tmp_path / "out")]
+        killed = subprocess.run(words, check=False, capture_output=True)  # noqa: S603
+        assert killed.returncode == -signal.SIGKILL
+        assert not (tmp_path / "out").exists()
+        with pytest.raises(FormatError, match="go on with it by --resume, or remove it"):
+            modalloy.merge(plain, tmp_path / "out")
+        result = modalloy.merge(plain, tmp_path / "out", resume=True)
+        assert 0 < result.resumed < len(SHAPES)
+        assert_same(read(tmp_path / "out"), read(tmp_path / "whole"))
+        assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+    def test_it_does_not_go_on_with_another_recipe_or_changed_inputs(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base, models = make_models(tmp_path)
+        plain = recipe("ties", base, models, OWN["ties"])
+        monkeypatch.setattr(merge_module, "write_files", self.fail)
+        with pytest.raises(FormatError, match="cannot be written: on purpose"):
+            modalloy.merge(plain, tmp_path / "out")
+        monkeypatch.undo()
+        other = recipe("linear", base, models, OWN["linear"])
+        with pytest.raises(FormatError, match="another recipe, or of inputs that have changed"):
+            modalloy.merge(other, tmp_path / "out", resume=True)
+        os.utime(models[0] / "model.safetensors", (1, 1))
+        with pytest.raises(FormatError, match="another recipe, or of inputs that have changed"):
+            modalloy.merge(plain, tmp_path / "out", resume=True)
+
+    def test_a_full_disk_is_said_and_can_be_gone_on_from(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, models = make_models(tmp_path)
+        plain = recipe("linear", None, models, OWN["linear"])
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+        with pytest.raises(
+            FormatError, match=r"0\.0 GB free, .* needs 0\.0 GB more; make room first"
+        ):
+            modalloy.merge(plain, tmp_path / "out")
+        monkeypatch.undo()
+        write = os.pwrite
+        left = [8]
+
+        def full(handle: int, data: memoryview, position: int) -> int:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(28, "No space left on device")
+            return write(handle, data, position)
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(FormatError, match="No space left on device; make room and run"):
+            modalloy.merge(plain, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        monkeypatch.undo()
+        modalloy.merge(plain, tmp_path / "out", resume=True)
+        modalloy.merge(plain, tmp_path / "again")
+        assert_same(read(tmp_path / "out"), read(tmp_path / "again"))
+
+    def test_two_merges_into_one_place_do_not_mix(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, models = make_models(tmp_path)
+        plain = recipe("linear", None, models, OWN["linear"])
+        seen = []
+
+        def second(*_: object) -> None:
+            if not seen:
+                seen.append(True)
+                with pytest.raises(FormatError, match="another merge is writing"):
+                    modalloy.merge(plain, tmp_path / "out", resume=True)
+                seen.append(True)
+
+        modalloy.merge(plain, tmp_path / "out", progress=second)
+        assert seen == [True, True]
+
+    def test_what_exists_is_left_alone(self, tmp_path: Path) -> None:
+        base, models = make_models(tmp_path)
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        plain = recipe("ties", base, models, OWN["ties"])
+        with pytest.raises(FormatError, match="exists; choose another place or remove it"):
+            modalloy.merge(plain, base)
+        modalloy.merge(plain, tmp_path / "out")
+        assert before == {p: p.read_bytes() for p in before}
+
+    @staticmethod
+    def fail(*_: object) -> None:
+        raise OSError("on purpose")
+
+
+def test_a_damaged_or_missing_model_is_named(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 1)
+    file = models[0] / "model.safetensors"
+    plain = recipe("ties", base, models, {"weight": 1})
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(FormatError, match=r"a/model.safetensors cannot be read as safetensors"):
+        modalloy.merge(plain, tmp_path / "out")
+    with pytest.raises(
+        MissingComponentError, match="'nowhere' is neither a directory, nor a Hub id"
+    ):
+        modalloy.merge(recipe("ties", base, [Path("nowhere")], {"weight": 1}), tmp_path / "out")
+    with pytest.raises(MissingComponentError, match="list the adapter's own directory as a model"):
+        modalloy.merge(recipe("ties", base, [Path(f"{base}+x")], {"weight": 1}), tmp_path / "out")
+
+
+def test_code_of_a_donors_configuration_does_not_travel(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 1)
+    save(base, read(base), auto_map={"AutoConfig": "x.Y"}, trust_remote_code=True)
+    modalloy.merge(recipe("ties", base, models, {"weight": 1}), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config.keys().isdisjoint({"auto_map", "trust_remote_code"})
+
+
+def test_a_plugins_method_is_used_by_name(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from modalloy import API_VERSION, Parameter, Registry, TensorMethod, hookimpl
+    from modalloy.merging.rules import Whole
+
+    def greatest(*, weight: tuple[float, ...]) -> Whole:
+        def function(_: Any, models: Sequence[torch.Tensor]) -> torch.Tensor:
+            return torch.stack([w * m for w, m in zip(weight, models, strict=True)]).amax(0)
+
+        return Whole(function=function)
+
+    @hookimpl
+    def register_tensor_methods(register: Any) -> None:
+        register(
+            TensorMethod(
+                name="greatest",
+                api_version=API_VERSION,
+                summary="The greatest value.",
+                over="models",
+                rule=greatest,
+                parameters=(Parameter(name="weight", default=1.0, by_model=True),),
+            )
+        )
+
+    registry = Registry.discover()
+    plugin = SimpleNamespace(register_tensor_methods=register_tensor_methods)
+    assert registry.register(plugin, name="toy").tensor_methods == ("greatest",)
+    _, models = make_models(tmp_path)
+    modalloy.merge(recipe("greatest", None, models), tmp_path / "out", registry=registry)
+    parts = [read(model) for model in models]
+    for name, tensor in read(tmp_path / "out").items():
+        assert torch.equal(tensor, torch.stack([part[name] for part in parts]).amax(0))
+
+
+def test_another_device_takes_tensors_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, models = make_models(tmp_path)
+    plain = recipe("dare_ties", base, models, OWN["dare_ties"])
+    modalloy.merge(plain, tmp_path / "streamed")
+    modalloy.merge(plain, tmp_path / "whole", device="cpu:0")
+    assert_same(read(tmp_path / "whole"), read(tmp_path / "streamed"))
