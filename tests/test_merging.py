@@ -23,7 +23,7 @@ def pair(seed: int, outs: int = 10, ins: int = 8, rank: int = 2, scale: float = 
 
 def by_hand_ties(deltas: list[torch.Tensor], density: float) -> torch.Tensor:
     """TIES as the paper words it, one value at a time."""
-    kept = max(round(density * deltas[0].numel()), 1)
+    kept = max(int(density * deltas[0].numel()), 1)
     cuts = [sorted(map(abs, d.flatten().tolist()))[-kept] for d in deltas]
     out = []
     for found in zip(*(d.flatten().tolist() for d in deltas), strict=True):
