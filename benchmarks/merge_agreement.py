@@ -6,25 +6,37 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from modalloy.merging.rules import kept_ranks
+
 
 def disagreements(
-    ours: Path, theirs: Path, base: Path, trimmed: Sequence[Path], density: float = 0.2
-) -> dict[str, float]:
+    ours: Path,
+    theirs: Path,
+    base: Path,
+    parents: Sequence[Path],
+    *,
+    density: float | None = None,
+    outliers: float | None = None,
+) -> dict[str, int]:
     """Compare two outputs element by element.
+
+    Two kinds of difference are counted apart. Where a parent's magnitude is at a threshold, which
+    of the tied values are kept is anyone's choice. And where a sum of large terms comes out near
+    0, its steps of bfloat16 are finer than what float32 loses in the terms.
 
     Args:
         ours: Directory of one.
         theirs: Directory of the other.
         base: Directory of the base.
-        trimmed: Parents whose deltas were trimmed to ``density``: where a parent's magnitude is
-            its threshold, which of the tied ones are kept is anyone's choice.
-        density: Share kept.
+        parents: Directories of what was merged into it.
+        density: Share of each delta that was kept by magnitude, if any was trimmed.
+        outliers: Share of the largest that was given up.
 
     Returns:
-        How many elements there are, how many are more than a step apart, not counting those tied
-        at a threshold, and how many of those there are.
+        How many elements there are and how many are equal; of those more than a step apart, how
+        many are tied, how many cancelled, and how many are neither.
     """
-    elements = off = tied = equal = 0
+    counts = {"elements": 0, "equal": 0, "tied": 0, "cancelled": 0, "off": 0}
     with (
         safe_open(ours / "model.safetensors", framework="pt") as mine,
         safe_open(theirs / "model.safetensors", framework="pt") as other,
@@ -34,15 +46,25 @@ def disagreements(
         for name in mine.keys():  # noqa: SIM118 - it is no mapping
             a, b = mine.get_tensor(name), other.get_tensor(name)
             apart = (_order(a) - _order(b)).abs()
-            elements += a.numel()
-            equal += int((apart == 0).sum())
+            counts["elements"] += a.numel()
+            counts["equal"] += int((apart == 0).sum())
             wrong = apart > 1
-            if trimmed and bool(wrong.any()):
-                at_limit = _at_threshold(name, base, trimmed, density)
-                tied += int((wrong & at_limit).sum())
-                wrong &= ~at_limit
-            off += int(wrong.sum())
-    return {"elements": elements, "off": off, "tied": tied, "equal": equal}
+            if not bool(wrong.any()):
+                continue
+            start, tuned = _read(base, name), [_read(parent, name) for parent in parents]
+            if density is not None:
+                tied = wrong & _at_threshold(start, tuned, density, outliers)
+                counts["tied"] += int(tied.sum())
+                wrong &= ~tied
+            size = torch.stack([start, *tuned]).abs().amax(0)
+            cancelled = wrong & ((a.float() - b.float()).abs() <= _ROUNDING * size)
+            counts["cancelled"] += int(cancelled.sum())
+            counts["off"] += int((wrong & ~cancelled).sum())
+    return counts
+
+
+_ROUNDING = 2.0**-16
+"""A 256th of a step of bfloat16, relative to the largest term: float32's loss in terms and angles."""
 
 
 def _order(tensor: torch.Tensor) -> torch.Tensor:
@@ -51,14 +73,17 @@ def _order(tensor: torch.Tensor) -> torch.Tensor:
     return torch.where(bits < 0, -(bits & 0x7FFF), bits)
 
 
-def _at_threshold(name: str, base: Path, parents: Sequence[Path], density: float) -> torch.Tensor:
-    start = _read(base, name)
+def _at_threshold(
+    start: torch.Tensor, parents: Sequence[torch.Tensor], density: float, outliers: float | None
+) -> torch.Tensor:
+    """Return where a parent's magnitude is the least or the greatest that is kept of it."""
     found = torch.zeros(start.shape, dtype=torch.bool)
     for parent in parents:
-        size = (_read(parent, name) - start).abs()
-        kept = max(1, int(density * size.numel()))
-        threshold = size.flatten().sort().values[size.numel() - kept]
-        found |= size == threshold
+        size = (parent - start).abs()
+        first, last = kept_ranks(size.numel(), density, outliers)
+        ordered = size.flatten().sort(descending=True).values
+        for rank in {first, last} - {0}:
+            found |= size == ordered[rank - 1]
     return found
 
 

@@ -174,7 +174,12 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         }
         if method in EXACT:
             rows[method]["agreement"] = disagreements(
-                ours, theirs, base, parents if method == "ties" else []
+                ours,
+                theirs,
+                base,
+                parents,
+                density=0.2 if method in ("ties", "breadcrumbs") else None,
+                outliers=0.01 if method == "breadcrumbs" else None,
             )
     inputs = [directory / "model.safetensors" for directory in (base, *parents)]
     times = [floor(inputs, args.work / "floor.bin") for _ in range(args.rounds)]
@@ -234,7 +239,15 @@ def main() -> None:
         found = compare(args)
         print_table(
             f"{args.size}, base and 3 parents, bfloat16; seconds, mergekit / modalloy",
-            ("method", "inside", "ratio", "whole", "ratio", "anonymous MB", "more than a step off"),
+            (
+                "method",
+                "inside",
+                "ratio",
+                "whole",
+                "ratio",
+                "anonymous MB",
+                "off by more than a step (tied, cancelled)",
+            ),
             [_row(method, row) for method, row in found["methods"].items()],
         )
         print_table(
@@ -254,7 +267,7 @@ def _row(method: str, row: dict[str, Any]) -> tuple[str, ...]:
         f"{theirs['whole']:.2f} / {ours['whole']:.2f}",
         f"{theirs['whole'] / ours['whole']:.1f}",
         f"{theirs['anonymous MB']:.0f} / {ours['anonymous MB']:.0f}",
-        "random" if off is None else f"{off['off']} of {off['elements']} ({off['tied']} tied)",
+        "random" if off is None else f"{off['off']} ({off['tied']}, {off['cancelled']})",
     )
 
 

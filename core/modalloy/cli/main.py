@@ -210,5 +210,7 @@ def run() -> None:
             sys.exit(1)
         except SystemExit as end:
             if end.code == INTERRUPTED:
-                print_error("stopped by the keyboard; nothing half-written was left", "interrupted")
+                print_error(
+                    "stopped by the keyboard; no half-written output was left", "interrupted"
+                )
             raise

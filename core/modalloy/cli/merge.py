@@ -31,18 +31,22 @@ def command(
     from modalloy.merging.merge import merge
 
     size = parse_size(shard_size)
-    with progress_bar() as progress:
-        result = merge(
-            recipe,
-            out,
-            device=device,
-            workers=workers,
-            resume=resume,
-            seed=seed,
-            shard_size=size,
-            progress=progress,
-            say=print_note,
-        )
+    try:
+        with progress_bar() as progress:
+            result = merge(
+                recipe,
+                out,
+                device=device,
+                workers=workers,
+                resume=resume,
+                seed=seed,
+                shard_size=size,
+                progress=progress,
+                say=print_note,
+            )
+    except KeyboardInterrupt:
+        print_note("what is merged so far is kept; the same command with --resume goes on")
+        raise
     if as_json:
         print_json(
             {
