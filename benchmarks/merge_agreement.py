@@ -64,7 +64,7 @@ def disagreements(
 
 
 _ROUNDING = 2.0**-16
-"""A 256th of a step of bfloat16, relative to the largest term: float32's loss in terms and angles."""
+"""A 256th of a step of bfloat16, of the largest term: what float32 loses in terms and angles."""
 
 
 def _order(tensor: torch.Tensor) -> torch.Tensor:

@@ -194,10 +194,10 @@ def test_a_method_is_declared_whole() -> None:
 
 
 class TestCommand:
-    def run(self, *words: Any) -> tuple[int, str, str]:
+    def run(self, *words: Any, command: str = "merge") -> tuple[int, str, str]:
         code = "from modalloy.cli.main import run; run()"
         done = subprocess.run(  # noqa: S603 - our own command
-            [sys.executable, "-c", code, "merge", *map(str, words)],
+            [sys.executable, "-c", code, command, *map(str, words)],
             capture_output=True,
             text=True,
             check=False,
@@ -218,6 +218,11 @@ class TestCommand:
         record = json.loads(out)
         assert record["accounting"][0]["fate"] == "merged from a, b"
         assert record["model"] == str(tmp_path / "two")
+        shown = self.run(tmp_path / "two", "--json", command="inspect")
+        assert json.loads(shown[1]) == {
+            k: v for k, v in record.items() if k in json.loads(shown[1])
+        }
+        assert "merged from a, b" in self.run(tmp_path / "two", command="inspect")[1]
 
     def test_mistakes_end_with_their_codes(self, tmp_path: Path) -> None:
         code, out, err = self.run(tmp_path / "none.yml", tmp_path / "out")

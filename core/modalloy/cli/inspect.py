@@ -1,4 +1,4 @@
-"""``modalloy inspect``: what is in a parent or a composition, every hash checked."""
+"""``modalloy inspect``: what is in a parent, a composition or a merge, every hash checked."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,8 +6,10 @@ from typing import Annotated, Any
 import attrs
 import typer
 
+from modalloy.cli.merge import show_merge
 from modalloy.cli.output import print_json, print_line, print_table
 from modalloy.errors import UnknownNameError
+from modalloy.merging.output import is_merge, read_record
 from modalloy.parent import (
     ENCODER_FILE,
     MANIFEST,
@@ -22,18 +24,24 @@ _MEBI = 1024**2
 
 def command(
     what: Annotated[
-        str, typer.Argument(help="Parent directory, installed parent, or composed model directory.")
+        str,
+        typer.Argument(
+            help="Parent directory, installed parent, or composed or merged model directory."
+        ),
     ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a parent or a composition holds: sizes, norms, coefficients, provenance."""
+    """Show what a parent, composition or merge holds: sizes, norms, coefficients, provenance."""
     path = Path(what)
-    if (path / "modalloy.json").is_file():
+    if is_merge(path):
+        data = read_record(path)
+        show: Any = show_merge
+    elif (path / "modalloy.json").is_file():
         from modalloy.composition.directory import read_provenance
 
         data = read_provenance(path)
-        show: Any = _show_composition
+        show = _show_composition
     else:
         data = describe_parent(_parent_directory(what))
         show = _show_parent

@@ -1,7 +1,8 @@
 """``modalloy merge``: whole models become one, by a recipe."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,13 +58,20 @@ def command(
             }
         )
         return
-    rows = [
-        (row["source"], row["tensors"] or "", row["fate"]) for row in result.record["accounting"]
-    ]
-    print_table("Every tensor", ("of", "tensors", "fate"), rows)
+    show_merge(result.record)
     if result.resumed:
         print_line(f"{result.resumed} tensors had been written before")
     print_line(f"{out}: merged and saved in {result.seconds:.1f} s")
+
+
+def show_merge(record: Mapping[str, Any]) -> None:
+    """Print what was merged, and what became of every tensor."""
+    recipe = record["recipe"]
+    title = f"{recipe['merge_method']} over {recipe.get('base_model', 'no base')}"
+    models = [(one["label"], one["kind"], one["model"]) for one in record["models"]]
+    print_table(title, ("model", "kind", "from"), models)
+    rows = [(row["source"], row["tensors"] or "", row["fate"]) for row in record["accounting"]]
+    print_table("Every tensor", ("of", "tensors", "fate"), rows)
 
 
 def parse_size(text: str) -> int:

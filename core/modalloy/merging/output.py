@@ -10,11 +10,13 @@ from typing import Any
 import yaml
 
 import modalloy
+from modalloy.errors import FormatError
 from modalloy.merging.recipe import DTYPES, Recipe
-from modalloy.merging.sources import Source, Sources
+from modalloy.merging.sources import Source, Sources, read_json
 
 RECORD = "modalloy.json"
 FORMAT_VERSION = 1
+KIND = "merge"
 _COPIED = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -58,6 +60,37 @@ def write_files(
     (directory / "README.md").write_text(_card(recipe, sources), encoding="utf-8")
 
 
+def is_merge(directory: Path) -> bool:
+    """Whether a directory holds a merged model, with its record."""
+    try:
+        found = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False  # whoever reads it says what is wrong
+    return isinstance(found, dict) and found.get("kind") == KIND
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """Return the content of a merged model's ``modalloy.json``.
+
+    Raises:
+        FormatError: It is damaged, or of another format version.
+    """
+    path = directory / RECORD
+    data = read_json(path)
+    if data.get("format_version") != FORMAT_VERSION:
+        raise FormatError(
+            f"{path}: format_version must be {FORMAT_VERSION}, found "
+            f"{data.get('format_version')!r}; upgrade modalloy or merge anew",
+            path=path,
+        )
+    lacking = sorted({"accounting", "models", "recipe"} - data.keys())
+    if lacking:
+        raise FormatError(
+            f"{path} does not describe a merge: it lacks {', '.join(lacking)}", path=path
+        )
+    return data
+
+
 def make_record(
     recipe: Recipe, sources: Sources, accounting: object, seed: int | None
 ) -> dict[str, Any]:
@@ -71,7 +104,7 @@ def make_record(
     """
     return {
         "format_version": FORMAT_VERSION,
-        "kind": "merge",
+        "kind": KIND,
         "modalloy": modalloy.__version__,
         "recipe": recipe.to_dict(),
         "seed": seed,
