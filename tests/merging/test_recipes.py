@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import modalloy
-from merging.models import make_models, recipe
+from merging.models import assert_same, make_models, read, recipe
 from modalloy.errors import FormatError, SpecError, UnknownNameError
 from modalloy.merging.recipe import parse_recipe, read_recipe
 from modalloy.merging.rules import kept_ranks, slerp_weights
@@ -100,12 +100,14 @@ def test_a_file_that_holds_no_recipe_is_refused_and_runs_nothing(
     ("method", "own", "message"),
     [
         ("ties", {"weigth": 1}, r"no parameter 'weigth'; it takes .* Did you mean 'weight'\?"),
-        ("ties", {"weight": "0.5"}, "parameter 'weight' must be a finite number, found '0.5'"),
+        ("ties", {"weight": "half"}, "parameter 'weight' must be a finite number, found 'half'"),
         ("ties", {"weight": True}, "parameter 'weight' must be a finite number, found True"),
         ("ties", {"weight": float("nan")}, "must be a finite number, found nan"),
         ("ties", {"weight": 1, "density": 1.5}, "'density' must be from 0 to 1, found 1.5"),
         ("ties", {"weight": []}, "a gradient needs a value at least"),
         ("ties", {"weight": [1, [2]]}, "a list within a list means nothing"),
+        ("ties", {"weight": {"value": [{"value": 1}]}}, "a filter within a filter means nothing"),
+        ("ties", {"weight": {"value": {"value": 1}}}, "a filter within a filter means nothing"),
         ("ties", {"weight": [1, {"value": 2}]}, "filters and plain values stand in one list"),
         (
             "ties",
@@ -139,6 +141,20 @@ def test_a_switch_is_true_or_false(tmp_path: Path) -> None:
     plain = recipe("ties", base, models, {"weight": 1}, parameters={"normalize": 1})
     with pytest.raises(SpecError, match="recipe: parameter 'normalize' must be true or false"):
         modalloy.merge(plain, tmp_path / "out")
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 1)
+    for name, weight in (("text", ["1e-1", "2e-1"]), ("number", [0.1, 0.2])):
+        plain = recipe("task_arithmetic", base, models, {"weight": weight})
+        modalloy.merge(plain, tmp_path / name)
+    assert_same(read(tmp_path / "text"), read(tmp_path / "number"))
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 1)
+    with pytest.raises(SpecError, match=r"device 'meat' cannot be used: .*; 'cpu' can always be"):
+        modalloy.merge(recipe("ties", base, models, {"weight": 1}), tmp_path / "out", device="meat")
 
 
 def test_methods_are_named_and_need_their_models(tmp_path: Path) -> None:

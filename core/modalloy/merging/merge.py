@@ -15,22 +15,23 @@ import attrs
 import modalloy
 from modalloy.checkpoints.mapped import MappedTensor
 from modalloy.checkpoints.writer import Shard, ShardWriter, plan_shards, write_index
-from modalloy.errors import FormatError, SpecError
+from modalloy.errors import DeltaError, FormatError, SpecError
 from modalloy.merging.journal import Journal
-from modalloy.merging.output import make_record, write_files
+from modalloy.merging.output import check_copied, make_record, write_files
 from modalloy.merging.plan import Piece, Plan, TensorPlan, make_plan
 from modalloy.merging.recipe import Recipe, check_method, parse_recipe, read_recipe
-from modalloy.merging.rules import Rule, Weighted, Whole
+from modalloy.merging.rulebook import Rulebook
+from modalloy.merging.rules import Rule, Whole
 from modalloy.merging.schedule import Job, run_jobs
-from modalloy.merging.settings import check_settings, depth_of, find_setting, layer_of
+from modalloy.merging.settings import check_settings
 from modalloy.merging.sources import Sources, open_sources
-from modalloy.merging.streaming import Target, copy, random_key, stream
-from modalloy.modality import resolve
+from modalloy.merging.streaming import Target, copy, stream
 from modalloy.registry import Registry
-from modalloy.tensor_method import TensorMethod
 
 SHARD_SIZE = 5 * 10**9
 """Bytes of a shard, unless asked for otherwise."""
+
+CPU = "cpu"
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,7 +57,7 @@ def merge(  # noqa: PLR0913 - keyword-only options
     recipe: Recipe | Mapping[str, Any] | Path | str,
     out: Path | str,
     *,
-    device: str = "cpu",
+    device: str = CPU,
     workers: int | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -85,10 +86,12 @@ def merge(  # noqa: PLR0913 - keyword-only options
     """
     begin = time.perf_counter()
     out = Path(out)
-    if out.exists():
+    if os.path.lexists(out):
         raise FormatError(f"{out} exists; choose another place or remove it", path=out)
     if shard_size <= 0 or (workers is not None and workers <= 0):
         raise SpecError("shard_size and workers must be positive")
+    if device != CPU:
+        check_device(device)
     if isinstance(recipe, str | Path):
         recipe = read_recipe(Path(recipe))
     elif not isinstance(recipe, Recipe):
@@ -102,8 +105,9 @@ def merge(  # noqa: PLR0913 - keyword-only options
     counted = [m for m in recipe.models if with_base or m.model != recipe.base_model]
     check_method(recipe, method.over, method.most, len(counted))
     sources = open_sources(recipe, with_base=with_base, registry=registry, progress=say)
+    check_copied(sources.donor)
     plan = make_plan(sources, recipe.written)
-    rules = _Rules(recipe, method, sources, plan, seed)
+    rules = Rulebook(recipe, method, sources, plan, seed)
     rules.check()
     record = make_record(recipe, sources, list(plan.accounting), seed if method.random else None)
     layouts = [tensor.layout for tensor in plan.tensors]
@@ -129,60 +133,21 @@ def merge(  # noqa: PLR0913 - keyword-only options
     )
 
 
-class _Rules:
-    """The rule of each piece of each tensor, by the recipe's settings."""
+def check_device(device: str) -> None:
+    """Check that there is such a device.
 
-    def __init__(
-        self, recipe: Recipe, method: TensorMethod, sources: Sources, plan: Plan, seed: int
-    ) -> None:
-        self._recipe = recipe
-        self._method = method
-        self._function = resolve(method.rule)
-        self._models = sources.models
-        self._seed = seed
-        numbers = [layer_of(tensor.layout.name) for tensor in plan.tensors]
-        self._layers = 1 + max((n for n in numbers if n is not None), default=0)
-        self._plan = plan
+    Raises:
+        SpecError: There is not.
+    """
+    import torch
 
-    def check(self) -> None:
-        """Work all rules out once.
-
-        Raises:
-            SpecError: A setting is missing or its value cannot be.
-        """
-        for tensor in self._plan.tensors:
-            for piece in tensor.pieces:
-                self.rule(tensor.layout.name, piece)
-
-    def rule(self, tensor: str, piece: Piece) -> Rule:
-        """Return what is done with a piece; one that no model has is the donor's."""
-        if not piece.models:
-            return Weighted(weights=(1.0,))
-        depth = depth_of(tensor, self._layers)
-        arguments: dict[str, Any] = {}
-        for parameter in self._method.parameters.values():
-            values = []
-            for position in piece.models if parameter.by_model else (None,):
-                source = None if position is None else self._models[position]
-                scopes = [source.parameters] if source else []
-                value = find_setting(parameter, [*scopes, self._recipe.parameters], tensor, depth)
-                if value is None:
-                    whose = f" for model {source.reference!r}" if source else ""
-                    raise SpecError(
-                        f"merge method {self._method.name!r} needs the parameter "
-                        f"{parameter.name!r}{whose}, and the recipe says none for {tensor}",
-                        subject=self._method.name,
-                    )
-                values.append(value)
-            if parameter.argument:
-                arguments[parameter.argument] = tuple(values) if parameter.by_model else values[0]
-        found: Rule = self._function(**arguments)
-        return found
-
-    def keys(self, tensor: str, piece: Piece) -> list[int]:
-        """Return the keys of a piece's random numbers, one per model."""
-        labels = [self._models[position].label for position in piece.models]
-        return [random_key(self._seed, tensor, label) for label in labels]
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SpecError(
+            f"device {device!r} cannot be used: {reason}; {CPU!r} can always be", subject=device
+        ) from error
 
 
 class _Work:
@@ -190,7 +155,7 @@ class _Work:
 
     def __init__(
         self,
-        rules: _Rules,
+        rules: Rulebook,
         plan: Plan,
         journal: Journal,
         progress: Progress | None,
@@ -221,7 +186,7 @@ class _Work:
             keys = self._rules.keys(target.name, piece)
             if not piece.models:
                 piece = attrs.evolve(piece, operands=(tensor.donor,))  # noqa: PLW2901
-            if isinstance(rule, Whole) or self._device != "cpu":
+            if isinstance(rule, Whole) or self._device != CPU:
                 call = partial(_whole, rule, tensor.donor, piece, keys, target, self._device)
                 yield [call]
             else:
@@ -245,7 +210,14 @@ def _whole(
     from modalloy.checkpoints.writer import ITEM_SIZES
     from modalloy.merging.whole import merge_piece
 
-    data = merge_piece(rule, donor, piece, keys, target.dtype, torch.device(device))
+    try:
+        data = merge_piece(rule, donor, piece, keys, target.dtype, torch.device(device))
+    except torch.OutOfMemoryError as error:
+        raise DeltaError(
+            f"{target.name} does not fit {device} whole ({error}); merge with device {CPU!r}, "
+            "which takes tensors in chunks, and --resume",
+            tensor=target.name,
+        ) from error
     target.writer.write(target.name, piece.first * ITEM_SIZES[target.dtype], data.data)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 import modalloy
+from modalloy.checkpoints.safe_index import check_inside
 from modalloy.errors import FormatError
 from modalloy.merging.recipe import DTYPES, Recipe
 from modalloy.merging.sources import Source, Sources, read_json
@@ -58,6 +59,17 @@ def write_files(
             shutil.copyfile(source, directory / name)
     _write_json(directory / RECORD, record)
     (directory / "README.md").write_text(_card(recipe, sources), encoding="utf-8")
+
+
+def check_copied(donor: Source) -> None:
+    """Check that the donor's files that will be copied are its own.
+
+    Raises:
+        UnsafePathError: One is a link to a file elsewhere.
+    """
+    for name in ("config.json", *_COPIED):
+        if (donor.directory / name).exists():
+            check_inside(donor.directory, name, donor.directory, suffix="")
 
 
 def is_merge(directory: Path) -> bool:

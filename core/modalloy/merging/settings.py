@@ -1,5 +1,6 @@
 """A recipe's settings for one tensor: by model, by layer, by the tensor's name."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,7 +78,7 @@ def _value(setting: Any, tensor: str, depth: float) -> Any:
     if isinstance(setting, Mapping):
         setting = [setting]
     if not isinstance(setting, list):
-        return setting
+        return setting if isinstance(setting, bool) else _number(setting)
     if all(isinstance(one, Mapping) for one in setting):
         for one in setting:
             pattern = one.get("filter")
@@ -90,7 +91,15 @@ def _value(setting: Any, tensor: str, depth: float) -> Any:
     left = int(place)
     right = min(left + 1, len(setting) - 1)
     share = place - left
-    return (1 - share) * setting[left] + share * setting[right]
+    return (1 - share) * _number(setting[left]) + share * _number(setting[right])
+
+
+def _number(value: float | str) -> float:
+    """Return a number; YAML takes ``1e-3``, without a point, for text. What is none is NaN."""
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
 
 
 def _check(parameter: Parameter, setting: Any, where: str) -> None:
@@ -105,6 +114,8 @@ def _check(parameter: Parameter, setting: Any, where: str) -> None:
             )
         if not isinstance(setting.get("filter"), str | None):
             raise SpecError(f"{where}: 'filter' must be part of a tensor's name")
+        if isinstance(setting["value"], Mapping) or _filters(setting["value"]):
+            raise SpecError(f"{where}: a filter within a filter means nothing")
         _check(parameter, setting["value"], where)
     elif isinstance(setting, list):
         if not setting:
@@ -119,13 +130,18 @@ def _check(parameter: Parameter, setting: Any, where: str) -> None:
         _check_scalar(parameter, setting, where)
 
 
+def _filters(setting: Any) -> bool:
+    return isinstance(setting, list) and any(isinstance(one, Mapping) for one in setting)
+
+
 def _check_scalar(parameter: Parameter, value: Any, where: str) -> None:
     if isinstance(parameter.default, bool):
         if not isinstance(value, bool):
             raise SpecError(f"{where} must be true or false, found {value!r}")
         return
-    if type(value) not in (int, float) or not -float("inf") < value < float("inf"):
+    if type(value) not in (int, float, str) or not math.isfinite(_number(value)):
         raise SpecError(f"{where} must be a finite number, found {value!r}")
+    value = _number(value)
     if not parameter.low <= value <= parameter.high:
         raise SpecError(
             f"{where} must be from {parameter.low:g} to {parameter.high:g}, found {value!r}"

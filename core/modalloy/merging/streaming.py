@@ -73,7 +73,7 @@ def stream(
         ]
         return
     least, most = yield from _limits(rule, base, piece)
-    rows = base.shape[-1] if rule.spread is not None else 0
+    rows = _width(base) if rule.spread is not None else 0
     yield [
         partial(_deltas, rule, base, piece, (least, most), keys, stretch, target)
         for stretch in cut(piece.elements, piece.operands, rows=rows)
@@ -174,7 +174,7 @@ def _deltas(
         gains = gains_of(rule.weights, rule.keep)
         words = np.array([word_limit(share) for share in rule.keep], np.uint64)
     elif rule.keep is not None:
-        _drop_by_rank(rule, base.shape[-1], inputs, piece.first + stretch.start, keys, stretch)
+        _drop_by_rank(rule, _width(base), inputs, piece.first + stretch.start, keys, stretch)
     out = SCRATCH.bytes("out", stretch.count * ITEM_SIZES[target.dtype])
     merging.delta_merge(
         inputs.addresses,
@@ -191,6 +191,10 @@ def _deltas(
         CODES[target.dtype],
     )
     _write(target, piece.first + stretch.start, out)
+
+
+def _width(base: MappedTensor) -> int:
+    return base.shape[-1] if base.shape else 1
 
 
 def gains_of(weights: Sequence[float], keep: Sequence[float]) -> Any:

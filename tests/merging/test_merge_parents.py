@@ -1,0 +1,112 @@
+"""What may be merged beside whole models: adapters, and parents of a modality."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import modalloy
+from merging.models import make_models, read, recipe
+from modalloy.errors import BaseMismatchError, DeltaError
+from modalloy.merging import operands
+from modalloy.merging.rules import Deltas
+from modalloy.merging.whole import apply_rule
+
+
+def test_an_adapter_is_its_product_added_to_the_base(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 1, torch.float32)
+    adapter = write_pair(tmp_path / "adapter")
+    own = {"weight": 0.5}
+    for method in ("task_arithmetic", "linear"):
+        out = tmp_path / method
+        plain = recipe(method, base, [adapter, *models], own)
+        modalloy.merge(plain, out)
+        start, other = read(base), read(models[0])
+        for name, tensor in read(out).items():
+            delta = delta_of(name, start[name])
+            expected = start[name] + 0.5 * delta + 0.5 * (other[name] - start[name])
+            lone = method == "linear" and not delta.any()
+            torch.testing.assert_close(
+                tensor, other[name] if lone else expected, rtol=1e-6, atol=1e-6
+            )
+
+
+def test_the_streams_of_an_adapter_are_those_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operands, "CHUNK", 100)
+    base, models = make_models(tmp_path, 2, torch.float32)
+    adapter = write_pair(tmp_path / "z")
+    own = {"weight": 0.5, "density": 0.4}
+    modalloy.merge(recipe("ties", base, [*models, adapter], own), tmp_path / "out")
+    start, parts = read(base), [read(model) for model in models]
+    rule = Deltas(weights=(0.5,) * 3, density=(0.4,) * 3, elect=True, normalize=True)
+    name = "model.layers.1.mlp.up_proj.weight"
+    expected = apply_rule(
+        rule,
+        start[name],
+        [*(part[name] for part in parts), delta_of(name, start[name])],
+        is_delta=[False, False, True],
+    )
+    torch.testing.assert_close(read(tmp_path / "out")[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_with_no_place_is_refused(tmp_path: Path) -> None:
+    base, _ = make_models(tmp_path, 1)
+    adapter = write_pair(tmp_path / "adapter", prefix="language_model.")
+    with pytest.raises(DeltaError, match=r"1 of its 1 tensors find no place .* 'language_model"):
+        modalloy.merge(recipe("task_arithmetic", base, [adapter], {"weight": 1}), tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_parent_brings_its_text_delta(tmp_path: Path) -> None:
+    from tiny import tiny_base
+    from toy import toy_parent
+
+    base = tiny_base(tmp_path / "base")
+    parent = toy_parent(tmp_path / "parent", base, "red", strategy="decoupled")
+    result = modalloy.merge(
+        recipe("task_arithmetic", base, [parent], {"weight": 1}), tmp_path / "out"
+    )
+    from modalloy.deltas.lowrank import read_adapter
+
+    delta = read_adapter(parent / "text_adapter")
+    found, start = read(tmp_path / "out"), read(base)
+    for module, pair in delta.pairs.items():
+        expected = (start[f"{module}.weight"].float() + pair.dense()).to(torch.float32)
+        got = found[f"{module}.weight"].float()
+        torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-3)
+    fates = [row["fate"] for row in result.record["accounting"]]
+    assert any("text stream is merged" in fate for fate in fates)
+    assert any("encoder and connector are left out" in fate for fate in fates)
+
+
+def test_a_parent_of_another_base_is_refused(tmp_path: Path) -> None:
+    from tiny import tiny_base
+    from toy import toy_parent
+
+    base = tiny_base(tmp_path / "base")
+    other = tiny_base(tmp_path / "other", seed=5)
+    parent = toy_parent(tmp_path / "parent", other, "red", strategy="naive")
+    with pytest.raises(BaseMismatchError, match="the weights differ"):
+        modalloy.merge(recipe("ties", base, [parent], {"weight": 1}), tmp_path / "out")
+
+
+def delta_of(name: str, like: torch.Tensor) -> torch.Tensor:
+    if name != "model.layers.1.mlp.up_proj.weight":
+        return torch.zeros_like(like)
+    generator = torch.Generator().manual_seed(9)
+    a = torch.randn(3, 24, generator=generator)
+    b = torch.randn(70, 3, generator=generator)
+    return 2.0 * (b @ a)
+
+
+def write_pair(directory: Path, prefix: str = "") -> Path:
+    from modalloy.deltas.lowrank import LowRankDelta, LowRankPair, write_adapter
+
+    generator = torch.Generator().manual_seed(9)
+    a = torch.randn(3, 24, generator=generator)
+    b = torch.randn(70, 3, generator=generator)
+    pairs = {f"{prefix}model.layers.1.mlp.up_proj": LowRankPair(a, b, 2.0)}
+    write_adapter(directory, LowRankDelta(pairs), base_id="base")
+    return directory
