@@ -173,7 +173,8 @@ BAD: list[tuple[object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("source", "message"), BAD)
+# By number: the header of a float WAV holds the time, which workers would disagree about.
+@pytest.mark.parametrize(("source", "message"), BAD, ids=range(len(BAD)))
 def test_what_cannot_be_read_is_named(source: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read(source, LIMITS)
