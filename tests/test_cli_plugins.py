@@ -116,6 +116,7 @@ def test_the_listing_shows_parents_with_base_and_strategy(nose: Site) -> None:
             }
         ],
         "merge_methods": [],
+        "tensor_methods": [],
         "benchmarks": [],
     }
     text = modalloy(nose, "plugins", MODALLOY_DISABLE="nose").stdout
