@@ -34,6 +34,8 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{directory} is not a Hugging Face model directory: it has no {CONFIG_FILE}",
             path=path,
         ) from error
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error}", path=path) from error
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not valid JSON: {error}", path=path) from error
     if not isinstance(data, dict):

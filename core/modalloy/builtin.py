@@ -130,8 +130,15 @@ _SCALE = Parameter(name="lambda", default=1.0, argument="scale")
 _INT8_MASK = Parameter(name="int8_mask", default=False, argument="")
 
 
-def _deltas(*more: Parameter, normalize: bool) -> tuple[Parameter, ...]:
-    return (_WEIGHT, *more, Parameter(name="normalize", default=normalize), _SCALE, _INT8_MASK)
+_WHOLE = Parameter(name="density", default=1.0, by_model=True, argument="", low=1.0, high=1.0)
+
+
+def _deltas(*more: Parameter, normalize: bool, rescale: bool = False) -> tuple[Parameter, ...]:
+    switches = (
+        Parameter(name="normalize", default=normalize),
+        Parameter(name="rescale", default=rescale, argument="", fixed=True),
+    )
+    return (_WEIGHT, *more, *switches, _SCALE, _INT8_MASK)
 
 
 _TENSOR_METHODS: Mapping[str, tuple[str, tuple[Parameter, ...], bool, int, str]] = {
@@ -151,28 +158,28 @@ _TENSOR_METHODS: Mapping[str, tuple[str, tuple[Parameter, ...], bool, int, str]]
     ),
     "dare_linear": (
         "deltas",
-        _deltas(_DENSITY, normalize=False),
+        _deltas(_DENSITY, normalize=False, rescale=True),
         True,
         0,
         "Sum of deltas thinned out at random and rescaled.",
     ),
     "dare_ties": (
         "deltas",
-        _deltas(_DENSITY, normalize=False),
+        _deltas(_DENSITY, normalize=False, rescale=True),
         True,
         0,
         "The same, of values that agree in sign.",
     ),
     "della": (
         "deltas",
-        _deltas(_DENSITY, _EPSILON, normalize=True),
+        _deltas(_DENSITY, _EPSILON, normalize=True, rescale=True),
         True,
         0,
         "Deltas thinned out at random, small values more; mean of what agrees in sign.",
     ),
     "della_linear": (
         "deltas",
-        _deltas(_DENSITY, _EPSILON, normalize=False),
+        _deltas(_DENSITY, _EPSILON, normalize=False, rescale=True),
         True,
         0,
         "Sum of deltas thinned out at random, small values more.",
@@ -203,7 +210,13 @@ _TENSOR_METHODS: Mapping[str, tuple[str, tuple[Parameter, ...], bool, int, str]]
         0,
         "The delta with the least interference, in closed form; slow on large matrices.",
     ),
-    "task_arithmetic": ("deltas", _deltas(normalize=False), False, 0, "Weighted sum of deltas."),
+    "task_arithmetic": (
+        "deltas",
+        _deltas(_WHOLE, normalize=False),
+        False,
+        0,
+        "Weighted sum of deltas.",
+    ),
     "ties": (
         "deltas",
         _deltas(_DENSITY, normalize=True),

@@ -1,5 +1,6 @@
 """From parsed JSON or YAML to declared values, strictly, with errors that name the key."""
 
+import reprlib
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -48,7 +49,7 @@ def _strict(kind: type) -> Any:
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is not kind:
-            raise ValueError(f"must be {kind.__name__}, found {value!r}")
+            raise ValueError(f"must be {kind.__name__}, found {reprlib.repr(value)}")
         return value
 
     return hook
@@ -66,7 +67,7 @@ def _optional(value: object, kind: Any) -> object:
         if isinstance(value, origin):
             return _CONVERTER.structure(value, member)
     names = " or ".join(getattr(member, "__name__", str(member)) for member in members)
-    raise ValueError(f"must be {names}, found {value!r}")
+    raise ValueError(f"must be {names}, found {reprlib.repr(value)}")
 
 
 def _make_list_hook(kind: Any, converter: Converter) -> Any:
@@ -75,7 +76,7 @@ def _make_list_hook(kind: Any, converter: Converter) -> Any:
 
     def hook(value: object, _: object) -> object:
         if type(value) is not list:
-            raise ValueError(f"must be list, found {value!r}")
+            raise ValueError(f"must be list, found {reprlib.repr(value)}")
         return inner(value, kind)
 
     return hook
@@ -101,9 +102,9 @@ def _explain(error: BaseException, where: str) -> list[str]:
     if isinstance(error, ForbiddenExtraKeysError):
         known = [a.alias for a in attrs.fields(error.cl)]
         return [
-            f"{_join(where, key)} is not a known key (known: {', '.join(sorted(known))})."
-            f"{nearest(key, known)}"
-            for key in sorted(error.extra_fields)
+            f"{_join(where, str(key))} is not a known key (known: {', '.join(sorted(known))})."
+            f"{nearest(str(key), known)}"
+            for key in sorted(error.extra_fields, key=str)
         ]
     if isinstance(error, KeyError):
         return [f"{where or error.args[0]} is missing"]

@@ -23,6 +23,7 @@ class Parameter:
         default: Its value where a recipe gives none; ``None`` requires one.
         by_model: Whether every model has a value of its own.
         argument: Name by which the rule takes it, where that is not ``name``; ``""`` drops it.
+        fixed: Whether a recipe may only say the default.
         low: Least value; a number must be finite as well.
         high: Greatest value.
     """
@@ -31,6 +32,7 @@ class Parameter:
     default: float | bool | None = None
     by_model: bool = False
     argument: str = attrs.field(default=attrs.Factory(lambda self: self.name, takes_self=True))
+    fixed: bool = False
     low: float = -float("inf")
     high: float = float("inf")
 

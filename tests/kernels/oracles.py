@@ -53,9 +53,9 @@ def delta_merge(
         d = x if rule.get("is_delta", [False] * 99)[i] else f32(x - base)
         keep = True
         if "lower" in rule:
-            keep = keep and abs(d) >= f32(rule["lower"][i])
+            keep = keep and not abs(d) < f32(rule["lower"][i])
         if "upper" in rule:
-            keep = keep and abs(d) <= f32(rule["upper"][i])
+            keep = keep and not abs(d) > f32(rule["upper"][i])
         if "density" in rule and rule["density"][i] < 1:
             word = random_word(rule["keys"][i], rule.get("start", 0) + element)
             keep = keep and word < math.floor(rule["density"][i] * 2**32)

@@ -72,10 +72,16 @@ def test_a_value_as_large_as_a_bound_is_kept() -> None:
     assert delta_merge(base, [parent], [1], lower=torch.ones(1)).tolist() == [0.0, -1.0, 2.0]
 
 
-def test_a_nan_is_dropped_by_a_bound_and_else_stays() -> None:
+def test_a_nan_stays() -> None:
     base, parent = torch.zeros(2), torch.tensor([float("nan"), 1.0])
-    assert delta_merge(base, [parent], [1], lower=[0.0]).tolist() == [0.0, 1.0]
-    assert bool(delta_merge(base, [parent], [1]).isnan()[0])
+    for rule in (
+        {},
+        {"lower": [0.0] * 2},
+        {"upper": [2.0] * 2},
+        {"elect": True, "normalize": True},
+    ):
+        found = delta_merge(base, [parent, torch.ones(2)], [1, 1], **rule)
+        assert found.isnan().tolist() == [True, False]
 
 
 def test_pieces_make_the_whole() -> None:

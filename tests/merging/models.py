@@ -89,4 +89,17 @@ def assert_same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) ->
     assert sorted(a) == sorted(b)
     for name, tensor in a.items():
         assert tensor.dtype == b[name].dtype, name
-        assert torch.equal(tensor.view(torch.uint8), b[name].view(torch.uint8)), name
+        flat = [one.reshape(-1).view(torch.uint8) for one in (tensor, b[name])]
+        assert torch.equal(*flat), name
+
+
+def write_pair(directory: Path, prefix: str = "") -> Path:
+    """Write an adapter over one matrix."""
+    from modalloy.deltas.lowrank import LowRankDelta, LowRankPair, write_adapter
+
+    generator = torch.Generator().manual_seed(9)
+    a = torch.randn(3, 24, generator=generator)
+    b = torch.randn(70, 3, generator=generator)
+    pairs = {f"{prefix}model.layers.1.mlp.up_proj": LowRankPair(a, b, 2.0)}
+    write_adapter(directory, LowRankDelta(pairs), base_id="base")
+    return directory

@@ -313,3 +313,39 @@ def test_another_device_takes_tensors_whole(
     modalloy.merge(plain, tmp_path / "streamed")
     modalloy.merge(plain, tmp_path / "whole", device="cpu:0")
     assert_same(read(tmp_path / "whole"), read(tmp_path / "streamed"))
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "della", "breadcrumbs"])
+def test_what_is_no_number_does_not_disappear(tmp_path: Path, method: str) -> None:
+    base, models = make_models(tmp_path)
+    tensors = read(models[1])
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name][3] = float("nan")
+    save(models[1], tensors)
+    own = OWN[method] | ({"density": 1.0} if "density" in OWN[method] else {})
+    modalloy.merge(recipe(method, base, models, own), tmp_path / "out")
+    found = read(tmp_path / "out")[name].isnan()
+    assert bool(found[3].all())
+    assert int(found.sum()) == 24
+
+
+def test_a_density_that_rounds_to_nothing_gives_the_base(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path)
+    own = {"weight": 1, "density": 1e-40}
+    modalloy.merge(recipe("dare_linear", base, models, own), tmp_path / "out")
+    assert_same(read(tmp_path / "out"), read(base))
+
+
+def test_tensors_taken_whole_are_those_that_are_streamed(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 2)
+    name = "model.embed_tokens.weight"
+    short = read(models[0])
+    short[name] = short[name][:30].clone()
+    save(models[0], short)
+    for directory in (base, *models):
+        save(directory, read(directory) | {"model.scale": torch.tensor(1.0)})
+    for method in ("dare_ties", "della"):
+        plain = recipe(method, base, models, OWN[method])
+        modalloy.merge(plain, tmp_path / f"{method}-streamed")
+        modalloy.merge(plain, tmp_path / f"{method}-whole", device="cpu:0")
+        assert_same(read(tmp_path / f"{method}-whole"), read(tmp_path / f"{method}-streamed"))

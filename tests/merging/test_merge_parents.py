@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import modalloy
-from merging.models import make_models, read, recipe
-from modalloy.errors import BaseMismatchError, DeltaError
+from merging.models import make_models, read, recipe, save, write_pair
+from modalloy.errors import BaseMismatchError, DeltaError, UnsafePathError
 from modalloy.merging import operands
 from modalloy.merging.rules import Deltas
 from modalloy.merging.whole import apply_rule
@@ -101,12 +101,21 @@ def delta_of(name: str, like: torch.Tensor) -> torch.Tensor:
     return 2.0 * (b @ a)
 
 
-def write_pair(directory: Path, prefix: str = "") -> Path:
-    from modalloy.deltas.lowrank import LowRankDelta, LowRankPair, write_adapter
+def test_an_adapter_through_a_link_out_of_its_directory_is_refused(tmp_path: Path) -> None:
+    base, _ = make_models(tmp_path, 1)
+    adapter = write_pair(tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    file.rename(tmp_path / "elsewhere.safetensors")
+    file.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(UnsafePathError, match="leads outside its directory"):
+        modalloy.merge(recipe("ties", base, [adapter], {"weight": 1}), tmp_path / "out")
 
-    generator = torch.Generator().manual_seed(9)
-    a = torch.randn(3, 24, generator=generator)
-    b = torch.randn(70, 3, generator=generator)
-    pairs = {f"{prefix}model.layers.1.mlp.up_proj": LowRankPair(a, b, 2.0)}
-    write_adapter(directory, LowRankDelta(pairs), base_id="base")
-    return directory
+
+def test_an_adapter_over_integers_is_refused(tmp_path: Path) -> None:
+    base, _ = make_models(tmp_path, 1)
+    tensors = read(base)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save(base, tensors | {name: tensors[name].to(torch.int8)})
+    adapter = write_pair(tmp_path / "adapter")
+    with pytest.raises(DeltaError, match="floating point in some models and not in others"):
+        modalloy.merge(recipe("ties", base, [adapter], {"weight": 1}), tmp_path / "out")

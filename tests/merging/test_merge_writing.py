@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import modalloy
-from merging.models import SHAPES, assert_same, make_models, read, recipe
+from merging.models import SHAPES, assert_same, make_models, read, recipe, write_pair
 from modalloy.errors import FormatError, UnsafePathError
 from modalloy.merging import merge as merge_module
 
@@ -133,3 +134,64 @@ def test_files_of_others_are_not_copied_through_links(tmp_path: Path) -> None:
     with pytest.raises(UnsafePathError, match="symbolic link that leads outside its directory"):
         modalloy.merge(recipe("ties", base, models, TIES), tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
+
+
+def stop_half_way(plain: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Begin a merge and stop it; return where what it wrote lies."""
+
+    def stop(_: str, done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        modalloy.merge(plain, out, progress=stop, workers=1)
+    return out.parent / f".{out.name}.partial"
+
+
+@pytest.mark.parametrize("harm", ["remove", "cut"])
+def test_a_file_that_was_lost_meanwhile_is_written_anew(
+    tmp_path: Path, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, models = make_models(tmp_path)
+    plain = recipe("ties", base, models, TIES)
+    modalloy.merge(plain, tmp_path / "whole")
+    file = stop_half_way(plain, tmp_path / "out", monkeypatch) / "model.safetensors"
+    file.unlink() if harm == "remove" else os.truncate(file, 900)
+    assert modalloy.merge(plain, tmp_path / "out", resume=True).resumed == 0
+    assert_same(read(tmp_path / "out"), read(tmp_path / "whole"))
+
+
+def test_an_adapter_that_changed_meanwhile_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, _ = make_models(tmp_path)
+    adapter = write_pair(tmp_path / "adapter")
+    plain = recipe("task_arithmetic", base, [adapter], {"weight": 1})
+    stop_half_way(plain, tmp_path / "out", monkeypatch)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
+    with pytest.raises(FormatError, match="inputs that have changed since"):
+        modalloy.merge(plain, tmp_path / "out", resume=True)
+
+
+def test_what_lies_in_the_way_is_neither_mixed_in_nor_removed(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path)
+    mine = tmp_path / ".out.partial" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(FormatError, match="is in the way, and holds no merge"):
+            modalloy.merge(recipe("ties", base, models, TIES), tmp_path / "out", resume=resume)
+    assert mine.read_text() == "mine"
+
+
+def test_a_broken_journal_costs_work_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, models = make_models(tmp_path)
+    plain = recipe("ties", base, models, TIES)
+    modalloy.merge(plain, tmp_path / "whole")
+    journal = stop_half_way(plain, tmp_path / "out", monkeypatch) / "merge.journal"
+    journal.write_bytes(journal.read_bytes() + b'5\n[]\n"model.\xff')
+    assert modalloy.merge(plain, tmp_path / "out", resume=True).resumed > 0
+    assert_same(read(tmp_path / "out"), read(tmp_path / "whole"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import modalloy
@@ -15,6 +16,7 @@ from modalloy.errors import FormatError, SpecError, UnknownNameError
 from modalloy.merging.recipe import parse_recipe, read_recipe
 from modalloy.merging.rules import kept_ranks, slerp_weights
 from modalloy.merging.settings import depth_of, find_setting
+from modalloy.merging.sources import make_labels
 from modalloy.tensor_method import Parameter, TensorMethod
 
 MERGEKIT = """
@@ -103,6 +105,8 @@ def test_a_file_that_holds_no_recipe_is_refused_and_runs_nothing(
         ("ties", {"weight": "half"}, "parameter 'weight' must be a finite number, found 'half'"),
         ("ties", {"weight": True}, "parameter 'weight' must be a finite number, found True"),
         ("ties", {"weight": float("nan")}, "must be a finite number, found nan"),
+        ("ties", {"weight": 10**400}, "must be a finite number, found 1000"),
+        ("ties", {"weight": 1e39}, r"must be a finite number, found 1e\+39"),
         ("ties", {"weight": 1, "density": 1.5}, "'density' must be from 0 to 1, found 1.5"),
         ("ties", {"weight": []}, "a gradient needs a value at least"),
         ("ties", {"weight": [1, [2]]}, "a list within a list means nothing"),
@@ -155,6 +159,47 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
     base, models = make_models(tmp_path, 1)
     with pytest.raises(SpecError, match=r"device 'meat' cannot be used: .*; 'cpu' can always be"):
         modalloy.merge(recipe("ties", base, models, {"weight": 1}), tmp_path / "out", device="meat")
+
+
+def test_settings_that_mergekit_knows_are_known(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 2)
+    plain = recipe("task_arithmetic", base, models, {"weight": 0.5, "density": 1})
+    plain |= {"parameters": {"rescale": False, "int8_mask": True}}
+    modalloy.merge(plain, tmp_path / "out")
+    with pytest.raises(SpecError, match="'rescale' can only be False, which is what is done"):
+        modalloy.merge(plain | {"parameters": {"rescale": True}}, tmp_path / "two")
+    parse_recipe(plain | {"parameters": None, "models": [{"model": "a", "parameters": None}]})
+
+
+def test_whether_a_base_that_is_not_listed_is_averaged_has_to_be_said(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 1)
+    plain = recipe("linear", base, models, parameters={"weight": 0.5})
+    with pytest.raises(SpecError, match="'weight' is set for all models, and the base is"):
+        modalloy.merge(plain, tmp_path / "out")
+    listed = [{"model": f"{base}/"}, *plain["models"]]
+    modalloy.merge(plain | {"models": listed}, tmp_path / "out")
+    start, end = read(base), read(models[0])
+    name = "model.norm.weight"
+    mean = ((start[name].float() + end[name].float()) / 2).bfloat16()
+    assert torch.equal(read(tmp_path / "out")[name], mean)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.yml"
+    path.write_text(
+        "merge_method: ties\nmodels: [{model: a, parameters: {weight: 1, weight: 2}}]\n"
+    )
+    with pytest.raises(FormatError, match="the key 'weight' stands twice"):
+        read_recipe(path)
+
+
+def test_labels_are_short_and_unlike() -> None:
+    assert make_labels(["x/a", "y/b"]) == ["a", "b"]
+    assert make_labels(["x/a", "y/a"]) == ["x/a", "y/a"]
+    labels = make_labels(["z/a#2", "a", "a", "a"])
+    assert len(set(labels)) == 4
+    with pytest.raises(SpecError, match="give it a name that can be printed"):
+        make_labels(["a\nb"])
 
 
 def test_methods_are_named_and_need_their_models(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tensors of a directory as addresses in memory-mapped files, without torch."""
 
 import ctypes
+import math
 import mmap
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from modalloy.checkpoints.safe_index import TensorEntry
+from modalloy.checkpoints.writer import ITEM_SIZES
 from modalloy.errors import FormatError
 
 
@@ -60,8 +62,12 @@ class MappedFiles:
             FormatError: The file is not what its header says.
         """
         data = self._maps[entry.file]
-        if entry.stop > len(data):
-            raise FormatError(f"{entry.file} was cut short; fetch it again", path=entry.file)
+        size = ITEM_SIZES.get(entry.dtype, 0) * math.prod(entry.shape)
+        if entry.stop > len(data) or (size and entry.stop - entry.start != size):
+            raise FormatError(
+                f"{entry.file} is not what its header says, or changed meanwhile; fetch it again",
+                path=entry.file,
+            )
         address = data.__array_interface__["data"][0] + entry.start
         return MappedTensor(address, entry.dtype, entry.shape)
 

@@ -3,18 +3,20 @@
 import json
 import os
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import attrs
 
-from modalloy.errors import FormatError
+from modalloy.errors import FormatError, SpecError
 
 INDEX = "model.safetensors.index.json"
 ITEM_SIZES = {
     "BF16": 2,
     "BOOL": 1,
+    "C64": 8,
     "F16": 2,
     "F32": 4,
     "F64": 8,
@@ -24,6 +26,9 @@ ITEM_SIZES = {
     "I32": 4,
     "I64": 8,
     "I8": 1,
+    "U16": 2,
+    "U32": 4,
+    "U64": 8,
     "U8": 1,
 }
 """Bytes of an element by the name that safetensors has for a dtype."""
@@ -137,24 +142,29 @@ class ShardWriter:
 
     Args:
         directory: Exists.
-        shards: Its files. One that is there and as long as it should be is gone on with.
+        shards: Its files. What is in one that is there stays.
 
     Raises:
-        FormatError: A file cannot be made as long as it has to be.
+        OSError: A file cannot be opened or made as long as it has to be.
     """
 
     def __init__(self, directory: Path, shards: Sequence[Shard]) -> None:
         self._directory = directory
         self._handles: list[int] = []
-        self._places: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, tuple[int, int, int]] = {}
         for shard in shards:
             path = directory / shard.name
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._handles.append(handle)
             os.ftruncate(handle, shard.size)
             self._write(handle, memoryview(shard.header), 0)
+            ends = [*sorted(set(shard.offsets.values())), shard.size]
             for name, offset in shard.offsets.items():
-                self._places[name] = (handle, offset)
+                self._places[name] = (
+                    handle,
+                    offset,
+                    ends[bisect_right(ends, offset)] if offset < shard.size else offset,
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -174,8 +184,15 @@ class ShardWriter:
 
         Raises:
             FormatError: They cannot be written, for want of room for instance.
+            SpecError: They would lie outside the tensor.
         """
-        handle, start = self._places[name]
+        handle, start, stop = self._places[name]
+        if not start <= start + offset <= start + offset + data.nbytes <= stop:
+            raise SpecError(
+                f"{name}: {data.nbytes} bytes do not fit at byte {offset} of {stop - start}; the "
+                "method that made them returned another shape than the tensor's",
+                subject=name,
+            )
         self._write(handle, data.cast("B"), start + offset)
 
     def _write(self, handle: int, data: memoryview, position: int) -> None:

@@ -1,5 +1,6 @@
 """``modalloy merge``: whole models become one, by a recipe."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,8 @@ from modalloy.cli.output import print_json, print_line, print_note, print_table
 from modalloy.cli.progress import progress_bar
 from modalloy.errors import SpecError
 
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([KMG]B)")
 
 
 def command(
@@ -46,7 +48,8 @@ def command(
                 say=print_note,
             )
     except KeyboardInterrupt:
-        print_note("what is merged so far is kept; the same command with --resume goes on")
+        if (out.parent / f".{out.name}.partial").exists():
+            print_note("what is merged so far is kept; the same command with --resume goes on")
         raise
     if as_json:
         print_json(
@@ -80,10 +83,8 @@ def parse_size(text: str) -> int:
     Raises:
         SpecError: It is no size.
     """
-    for unit, factor in _UNITS.items():
-        number = text.strip().upper().removesuffix(unit)
-        if number != text.strip().upper() and number.replace(".", "", 1).isdigit():
-            size = int(float(number) * factor)
-            if size > 0:
-                return size
+    found = _SIZE.fullmatch(text.strip().upper())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if size > 0:
+        return size
     raise SpecError(f"--shard-size must be such as 5GB or 500MB, found {text!r}")

@@ -19,9 +19,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from modalloy.checkpoints.safe_index import check_inside
 from modalloy.errors import DeltaError, FormatError
 
 CONFIG_FILE = "adapter_config.json"
+_GREATEST = 1e30
+"""What a rank or alpha may be at most; scales are far less."""
 WEIGHTS_FILE = "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight")
 
@@ -119,6 +122,8 @@ def read_adapter(directory: Path) -> LowRankDelta:
     """
     config = _read_config(directory)
     path = directory / WEIGHTS_FILE
+    for name, suffix in ((WEIGHTS_FILE, ".safetensors"), (CONFIG_FILE, ".json")):
+        check_inside(directory, name, directory, suffix=suffix)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -224,7 +229,7 @@ def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
             raise FormatError(f"{path}: {patterns} must be a mapping, found {table!r}", path=path)
         for name, value in {key: config.get(key), **table}.items():
             number = isinstance(value, kinds) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or (kinds is int and value < 1):
+            if not number or not abs(value) < _GREATEST or (kinds is int and value < 1):
                 what = "a positive integer" if kinds is int else "a finite number"
                 raise FormatError(f"{path}: {name} must be {what}, found {value!r}", path=path)
         for pattern in table:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Self
 
@@ -32,7 +32,15 @@ class Journal:
     def __init__(self, directory: Path, identity: str, *, resume: bool) -> None:
         self._path = directory / NAME
         self.done: set[str] = set()
-        self._file: IO[str] = self._path.open("a+", encoding="utf-8")
+        self._made = not directory.exists()
+        directory.mkdir(parents=True, exist_ok=True)
+        if not self._path.is_file() and (directory.is_symlink() or any(directory.iterdir())):
+            raise FormatError(
+                f"{directory} is in the way, and holds no merge that could be gone on with; "
+                "remove it",
+                path=directory,
+            )
+        self._file: IO[str] = self._path.open("a+", encoding="utf-8", errors="replace")
         try:
             self._lock(directory)
             self._file.seek(0)
@@ -50,7 +58,7 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close()
-        if kind is not None and not self.done:
+        if kind is not None and self._made and not self.done:
             # There is nothing to go on with.
             shutil.rmtree(self._path.parent, ignore_errors=True)
 
@@ -59,9 +67,9 @@ class Journal:
         self._write(json.dumps(tensor))
         self.done.add(tensor)
 
-    def remove(self) -> None:
-        """Remove the file: the output is whole."""
-        self._path.unlink()
+    def forget(self, tensors: Iterable[str]) -> None:
+        """Take tensors for not written: their file is gone, or was cut short."""
+        self.done -= set(tensors)
 
     def _write(self, line: str) -> None:
         self._file.write(f"{line}\n")
@@ -74,11 +82,13 @@ class Journal:
             return
         try:
             lock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise FormatError(
                 f"another merge is writing {directory}; wait for it, or choose another place",
                 path=directory,
             ) from error
+        except OSError:
+            return  # a file system that knows no locks: two merges are not told apart there
 
     def _take_up(self, lines: list[str], identity: str, *, resume: bool) -> None:
         if not resume:
@@ -95,9 +105,11 @@ class Journal:
             )
         for line in lines[1:]:
             try:
-                self.done.add(json.loads(line))
+                name = json.loads(line)
             except ValueError:
                 break  # the line that it was stopped in
+            if isinstance(name, str):
+                self.done.add(name)
         # What follows a broken line would be read as part of it.
         self._file.truncate(0)
         self._write("\n".join([identity, *map(json.dumps, sorted(self.done))]))

@@ -16,16 +16,24 @@ import modalloy
 from modalloy.checkpoints.mapped import MappedTensor
 from modalloy.checkpoints.writer import Shard, ShardWriter, plan_shards, write_index
 from modalloy.errors import DeltaError, FormatError, SpecError
+from modalloy.merging.journal import NAME as JOURNAL
 from modalloy.merging.journal import Journal
 from modalloy.merging.output import check_copied, make_record, write_files
 from modalloy.merging.plan import Piece, Plan, TensorPlan, make_plan
-from modalloy.merging.recipe import Recipe, check_method, parse_recipe, read_recipe
+from modalloy.merging.recipe import (
+    Recipe,
+    check_base_is_listed,
+    check_method,
+    parse_recipe,
+    read_recipe,
+)
 from modalloy.merging.rulebook import Rulebook
 from modalloy.merging.rules import Rule, Whole
 from modalloy.merging.schedule import Job, run_jobs
 from modalloy.merging.settings import check_settings
 from modalloy.merging.sources import Sources, open_sources
 from modalloy.merging.streaming import Target, copy, stream
+from modalloy.parent import sha256
 from modalloy.registry import Registry
 
 SHARD_SIZE = 5 * 10**9
@@ -102,7 +110,9 @@ def merge(  # noqa: PLR0913 - keyword-only options
     for model in recipe.models:
         check_settings(method, model.parameters, f"model {model.model!r}")
     with_base = method.over == "models"
-    counted = [m for m in recipe.models if with_base or m.model != recipe.base_model]
+    counted = [m for m in recipe.models if with_base or not recipe.is_base(m)]
+    if with_base:
+        check_base_is_listed(recipe, method)
     check_method(recipe, method.over, method.most, len(counted))
     sources = open_sources(recipe, with_base=with_base, registry=registry, progress=say)
     check_copied(sources.donor)
@@ -114,18 +124,19 @@ def merge(  # noqa: PLR0913 - keyword-only options
     shards = plan_shards(layouts, shard_size)
     resumed = 0
     place = out.parent / f".{out.name}.partial"
-    _check_room(place, shards)
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        _check_room(place, shards)
         with Journal(place, _identity(record, sources, shards), resume=resume) as journal:
+            journal.forget(_lost(place, shards))
             resumed = len(journal.done)
             work = _Work(rules, plan, journal, progress, device)
             with ShardWriter(place, shards) as writer:
                 run_jobs(work.jobs(writer), workers or os.cpu_count() or 1)
             write_index(place, shards, layouts)
             write_files(place, sources, recipe, record)
-            journal.remove()
+            # Renamed with its journal: without one, what is there could be taken for nothing.
             place.rename(out)
+            (out / JOURNAL).unlink()
     except OSError as error:
         raise FormatError(f"{out} cannot be written: {error}", path=out) from error
     return MergeResult(
@@ -142,8 +153,8 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise SpecError(
             f"device {device!r} cannot be used: {reason}; {CPU!r} can always be", subject=device
@@ -225,13 +236,24 @@ def _identity(record: Mapping[str, Any], sources: Sources, shards: Sequence[Shar
     """Return a digest of all that the output's bytes depend on."""
     inputs = []
     for source in (sources.donor, *sources.models):
-        files = source.files() or sorted(source.directory.rglob("*.safetensors"))
         inputs += [
-            [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files
+            [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+            for file in source.files()
         ]
+        inputs += [[source.label, sha256(file)] for file in source.adapter_files()]
     layout = [[shard.name, hashlib.sha256(shard.header).hexdigest()] for shard in shards]
     text = json.dumps([modalloy.__version__, record, inputs, layout], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _lost(place: Path, shards: Sequence[Shard]) -> list[str]:
+    """Return the tensors of files that are not as long as they were made."""
+    lost = []
+    for shard in shards:
+        file = place / shard.name
+        if not file.is_file() or file.stat().st_size != shard.size:
+            lost += list(shard.offsets)
+    return lost
 
 
 def _check_room(place: Path, shards: Sequence[Shard]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from modalloy.checkpoints.mapped import MappedTensor
-from modalloy.checkpoints.writer import TensorLayout
+from modalloy.checkpoints.writer import ITEM_SIZES, TensorLayout
 from modalloy.errors import DeltaError
 from modalloy.kernels.cpu.blocks import CODES
 from modalloy.merging.sources import Operand, Pair, Source, Sources
@@ -111,14 +111,7 @@ def _plan_tensor(
 ) -> TensorPlan:
     labels = [models[position].label for position, _ in found]
     operands = [operand for _, operand in found]
-    dtypes = {donor.dtype, *(one.dtype for one in operands if isinstance(one, MappedTensor))}
-    floating = dtypes <= CODES.keys()
-    if not floating and any(dtype.startswith("F8") for dtype in dtypes):
-        raise DeltaError(
-            f"{name}: 8-bit floating point ({', '.join(sorted(dtypes))}) is not merged; take the "
-            "plain weights that it was made from",
-            tensor=name,
-        )
+    floating = _check_dtypes(name, donor, list(zip(labels, operands, strict=True)))
     if not found or not floating:
         why = "no model has it" if not found else f"{donor.dtype} is not merged"
         account.add("output", f"copied from the donor: {why}", name)
@@ -132,6 +125,34 @@ def _plan_tensor(
         name,
     )
     return TensorPlan(TensorLayout(name, dtype, donor.shape), donor, pieces)
+
+
+def _check_dtypes(name: str, donor: MappedTensor, operands: Sequence[tuple[str, Operand]]) -> bool:
+    """Return whether a tensor is merged; one that is not floating point is the donor's.
+
+    Raises:
+        DeltaError: It is of a kind that is not read, or models do not agree what it is.
+    """
+    kinds = {"the output": donor.dtype}
+    kinds |= {label: one.dtype for label, one in operands if isinstance(one, MappedTensor)}
+    kinds |= {label: "F32" for label, one in operands if isinstance(one, Pair)}
+    strange = {label: kind for label, kind in kinds.items() if kind not in ITEM_SIZES}
+    strange |= {label: kind for label, kind in kinds.items() if kind.startswith("F8")}
+    shown = ", ".join(f"{label} has {kind}" for label, kind in sorted(kinds.items()))
+    if strange:
+        raise DeltaError(
+            f"{name}: {next(iter(strange.values()))} is not merged ({shown}); take the plain "
+            "weights that it was made from",
+            tensor=name,
+        )
+    floating = {kind in CODES for kind in kinds.values()}
+    if len(floating) > 1:
+        raise DeltaError(
+            f"{name}: it is floating point in some models and not in others ({shown}); take "
+            "the plain weights that the others were made from",
+            tensor=name,
+        )
+    return floating.pop()
 
 
 def _split(

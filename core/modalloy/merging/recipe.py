@@ -8,6 +8,7 @@ import yaml
 
 from modalloy.errors import FormatError, SpecError, nearest
 from modalloy.structured import structure
+from modalloy.tensor_method import TensorMethod
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """What a merge writes: the name in safetensors by that in recipes."""
@@ -64,9 +65,29 @@ class Recipe:
         name = self.out_dtype or self.dtype
         return DTYPES[name] if name else None
 
+    def is_base(self, model: Model) -> bool:
+        """Whether a model of the list is the base."""
+        if self.base_model is None:
+            return False
+        if model.model == self.base_model:
+            return True
+        places = [Path(name).expanduser() for name in (model.model, self.base_model)]
+        return all(place.is_dir() for place in places) and places[0].samefile(places[1])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data, without what it does not say."""
         return {k: v for k, v in attrs.asdict(self).items() if v not in (None, {}, [])}
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML whose mappings have no key twice, of which one would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1 and key != "<<":
+                raise yaml.YAMLError(f"the key {key!r} stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -80,10 +101,10 @@ def read_recipe(path: Path) -> Recipe:
             raise FormatError(
                 f"{path} has more than {_MOST_BYTES} bytes; is it a recipe?", path=path
             )
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} cannot be read: {error}", path=path) from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         raise FormatError(f"{path} is not valid YAML: {error}", path=path) from error
     return parse_recipe(data, path)
 
@@ -105,7 +126,7 @@ def parse_recipe(data: Any, origin: Path | str = "recipe") -> Recipe:
                 f"{origin}: {key!r} ({what}) is not done here; list whole models under 'models'",
                 path=origin,
             )
-    recipe = structure(data, Recipe, origin)
+    recipe = structure(_without_empty(data), Recipe, origin)
     if not recipe.models:
         raise FormatError(f"{origin}: 'models' must list a model at least", path=origin)
     for key, value in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
@@ -122,6 +143,34 @@ def parse_recipe(data: Any, origin: Path | str = "recipe") -> Recipe:
             path=origin,
         )
     return recipe
+
+
+def _without_empty(data: Any) -> Any:
+    """Return a recipe without ``parameters:`` under which nothing stands."""
+    if not isinstance(data, dict):
+        return data
+    kept = {key: value for key, value in data.items() if key != "parameters" or value is not None}
+    if isinstance(kept.get("models"), list):
+        kept["models"] = [_without_empty(model) for model in kept["models"]]
+    return kept
+
+
+def check_base_is_listed(recipe: Recipe, method: TensorMethod) -> None:
+    """Check that it is clear whether the base is merged, for methods that merge models.
+
+    Raises:
+        SpecError: It is not listed, and settings for all models are given: mergekit would merge it.
+    """
+    shared = [p.name for p in method.parameters.values() if p.by_model and p.default is None]
+    given = [name for name in shared if name in recipe.parameters]
+    if recipe.base_model is None or not given or any(map(recipe.is_base, recipe.models)):
+        return
+    raise SpecError(
+        f"merge method {method.name!r}: {given[0]!r} is set for all models, and the base is not "
+        "among 'models'; list it there if it is to be merged, or set "
+        f"{given[0]!r} for each model if it only gives configuration and what adapters add to",
+        subject=method.name,
+    )
 
 
 def check_method(recipe: Recipe, over: str, most: int, inputs: int) -> None:

@@ -68,7 +68,10 @@ class Rulebook:
                 values.append(value)
             if parameter.argument:
                 arguments[parameter.argument] = tuple(values) if parameter.by_model else values[0]
-        found: Rule = self._function(**arguments)
+        try:
+            found: Rule = self._function(**arguments)
+        except SpecError as error:
+            raise SpecError(f"{tensor}: {error}", subject=self._method.name) from error
         return found
 
     def keys(self, tensor: str, piece: Piece) -> list[int]:

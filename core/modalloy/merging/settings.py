@@ -2,13 +2,16 @@
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modalloy.errors import SpecError, nearest
 from modalloy.tensor_method import Parameter, TensorMethod
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_GREATEST = 3.4028234663852886e38
+"""Of float32, which all arithmetic is done in."""
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,9})\.")
 
 
 def layer_of(tensor: str) -> int | None:
@@ -98,7 +101,7 @@ def _number(value: float | str) -> float:
     """Return a number; YAML takes ``1e-3``, without a point, for text. What is none is NaN."""
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return math.nan
 
 
@@ -138,9 +141,11 @@ def _check_scalar(parameter: Parameter, value: Any, where: str) -> None:
     if isinstance(parameter.default, bool):
         if not isinstance(value, bool):
             raise SpecError(f"{where} must be true or false, found {value!r}")
+        if parameter.fixed and value != parameter.default:
+            raise SpecError(f"{where} can only be {parameter.default}, which is what is done")
         return
-    if type(value) not in (int, float, str) or not math.isfinite(_number(value)):
-        raise SpecError(f"{where} must be a finite number, found {value!r}")
+    if type(value) not in (int, float, str) or not abs(_number(value)) <= _GREATEST:
+        raise SpecError(f"{where} must be a finite number, found {reprlib.repr(value)}")
     value = _number(value)
     if not parameter.low <= value <= parameter.high:
         raise SpecError(

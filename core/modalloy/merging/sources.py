@@ -8,17 +8,25 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
-from modalloy.base_config import CONFIG_FILE, read_config
+from modalloy.base_config import CONFIG_FILE as MODEL_CONFIG
+from modalloy.base_config import read_config
 from modalloy.checkpoints.mapped import MappedFiles, MappedTensor
 from modalloy.checkpoints.safe_index import TensorEntry, scan
-from modalloy.errors import DeltaError, FormatError, MissingComponentError, UnknownNameError
+from modalloy.errors import (
+    DeltaError,
+    FormatError,
+    MissingComponentError,
+    SpecError,
+    UnknownNameError,
+)
 from modalloy.merging.recipe import Recipe
 from modalloy.parent import MANIFEST, TEXT_ADAPTER, read_manifest, verify_files
 
 if TYPE_CHECKING:
     from modalloy.registry import Registry
 
-ADAPTER_CONFIG = "adapter_config.json"
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 Array = "np.ndarray[Any, np.dtype[np.float32]]"
 
 
@@ -74,8 +82,13 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def files(self) -> list[Path]:
-        """Return the files of its weights, sorted."""
+        """Return the files of a model's weights, sorted."""
         return sorted({entry.file for entry in self.entries.values()})
+
+    def adapter_files(self) -> list[Path]:
+        """Return the files of an adapter's or parent's delta."""
+        folder = self.directory / TEXT_ADAPTER if self.kind == "parent" else self.directory
+        return [folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)] if self.pairs else []
 
 
 @attrs.frozen(eq=False)
@@ -119,7 +132,7 @@ def open_sources(
     labels = make_labels([model.model for model in recipe.models])
     found = {}
     for label, model in zip(labels, recipe.models, strict=True):
-        if model.model == recipe.base_model and not with_base:
+        if recipe.is_base(model) and not with_base:
             continue
         found[label] = open_source(model.model, label, registry, say, model.parameters)
     base = None
@@ -143,12 +156,18 @@ def open_sources(
 
 def make_labels(references: Sequence[str]) -> list[str]:
     """Return a short name for each model: the last part of its path where that is unique."""
+    for reference in references:
+        if not reference.isprintable():
+            raise SpecError(f"a model is named {reference!r}; give it a name that can be printed")
     last = [Path(reference).name or reference for reference in references]
     labels: list[str] = []
     for reference, name in zip(references, last, strict=True):
-        label = name if last.count(name) == 1 else reference
-        repeats = sum(one.partition("#")[0] == label for one in labels)
-        labels.append(f"{label}#{repeats + 1}" if repeats else label)
+        label = own = name if last.count(name) == 1 else reference
+        number = 1
+        while label in labels:
+            number += 1
+            label = f"{own}#{number}"
+        labels.append(label)
     return labels
 
 
@@ -176,24 +195,31 @@ def open_source(
     if (directory / MANIFEST).is_file():
         pairs, notes = _read_parent(directory)
         return Source(label, reference, "parent", directory, empty, empty, pairs, parameters, notes)
-    if (directory / ADAPTER_CONFIG).is_file():
+    if (directory / CONFIG_FILE).is_file():
         pairs = _read_pairs(directory)
         return Source(label, reference, "adapter", directory, empty, empty, pairs, parameters)
     config = read_config(directory)
     if "quantization_config" in config:
         raise FormatError(
-            f"{directory / CONFIG_FILE}: the model is quantised; take the plain weights that it "
+            f"{directory / MODEL_CONFIG}: the model is quantised; take the plain weights that it "
             "was made from",
-            path=directory / CONFIG_FILE,
+            path=directory / MODEL_CONFIG,
         )
     entries = scan(directory)
+    if not entries:
+        raise FormatError(f"{directory} holds a model without any tensor", path=directory)
     return Source(label, reference, "model", directory, config, entries, empty, parameters)
 
 
 def _find(reference: str, registry: "Registry", progress: Callable[[str], None]) -> Path:
-    directory = Path(reference).expanduser()
-    if directory.is_dir():
-        return directory
+    try:
+        directory = Path(reference).expanduser()
+        if directory.is_dir():
+            return directory
+    except (OSError, RuntimeError) as error:
+        raise MissingComponentError(
+            f"{reference!r} cannot be looked for: {error}", component=reference
+        ) from error
     names = {parent.name: parent for parent in registry.parents()}
     if reference in names:
         return names[reference].directory()

@@ -200,7 +200,7 @@ def _width(base: MappedTensor) -> int:
 def gains_of(weights: Sequence[float], keep: Sequence[float]) -> Any:
     """Return what kept values are multiplied by: their weight over their probability."""
     pairs = zip(weights, keep, strict=True)
-    return np.array([w / share if share > 0 else 0.0 for w, share in pairs], np.float32)
+    return np.array([w / share if word_limit(share) else 0.0 for w, share in pairs], np.float32)
 
 
 def divisor_of(weights: Sequence[float]) -> float:
@@ -252,7 +252,8 @@ def keep_probability(sizes: Any, keep: float, spread: float) -> Any:
     order = np.argsort(sizes, axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(sizes.shape[1])[None, :], axis=1)
-    share = ranks / max(sizes.shape[1] - 1, 1)
+    # A row of one value has no small and no large ones.
+    share = ranks / (sizes.shape[1] - 1) if sizes.shape[1] > 1 else np.full(ranks.shape, 0.5)
     found: Any = (keep - spread + share * (2 * spread)).reshape(-1)
     return found
 

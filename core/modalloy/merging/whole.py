@@ -12,7 +12,7 @@ import torch
 
 from modalloy.checkpoints.mapped import MappedTensor
 from modalloy.errors import DeltaError
-from modalloy.kernels.cpu.blocks import CODES, SIZES
+from modalloy.kernels.cpu.blocks import BLOCK, CODES, SIZES
 from modalloy.kernels.philox import random_words
 from modalloy.kernels.sparse import delta_merge
 from modalloy.kernels.threshold import kth_largest
@@ -66,7 +66,7 @@ def merge_piece(
     merged = apply_rule(
         rule, start, models, is_delta=is_delta, keys=keys, first=piece.first, dtype=DTYPES[dtype]
     )
-    return merged.contiguous().cpu().view(torch.uint8).reshape(-1).numpy()
+    return merged.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
 
 
 def apply_rule(
@@ -125,7 +125,7 @@ def _deltas(
     models, gains = list(models), None
     if rule.keep is not None and rule.spread is None:
         gains = [
-            weight / share if share > 0 else 0.0
+            weight / share if int(share * 2**32) else 0.0
             for weight, share in zip(rule.weights, rule.keep, strict=True)
         ]
     elif rule.keep is not None and rule.spread is not None:
@@ -134,7 +134,14 @@ def _deltas(
                 delta = models[i] if is_delta[i] else models[i].float() - base.float()
                 models[i] = _thin_out(delta, keep, spread, keys[i], first)
                 is_delta[i] = True
-    return delta_merge(
+    skip = first % BLOCK if rule.keep is not None and rule.spread is None else 0
+    shape = base.shape
+    if skip:
+        # Random words are laid out by blocks, and a piece may begin within one.
+        base, *models = [
+            torch.cat([one.new_zeros(skip), one.reshape(-1)]) for one in (base, *models)
+        ]
+    merged = delta_merge(
         base,
         models,
         rule.weights,
@@ -147,10 +154,11 @@ def _deltas(
         normalize=rule.normalize,
         scale=rule.scale,
         is_delta=is_delta,
-        start=first,
+        start=first - skip if rule.keep is not None and rule.spread is None else 0,
         out_dtype=dtype,
         backend=backend,
     )
+    return merged[skip:].reshape(shape) if skip else merged
 
 
 def _limits(
@@ -184,9 +192,12 @@ def _thin_out(
     rows = delta.abs().reshape(-1, delta.shape[-1])
     order = torch.argsort(rows, dim=1, stable=True)
     ranks = torch.argsort(order, dim=1)
-    share = ranks.double() / max(rows.shape[1] - 1, 1)
+    # A row of one value has no small and no large ones.
+    share = ranks.double() / (rows.shape[1] - 1) if rows.shape[1] > 1 else ranks.double() + 0.5
     probability = keep - spread + share * (2 * spread)
-    words = random_words(key, first, delta.numel(), device=delta.device).reshape(rows.shape)
+    skip = first % BLOCK
+    words = random_words(key, first - skip, skip + delta.numel(), device=delta.device)[skip:]
+    words = words.reshape(rows.shape)
     kept = words < (probability * 2.0**32).long()
     thinned = torch.where(kept, delta.reshape(rows.shape) / probability.float(), 0.0)
     return thinned.reshape(delta.shape)

@@ -129,7 +129,7 @@ def _add(delta: Any, gain: Any, trim: bool, least: Any, most: Any, total: Any) -
     if trim:
         for j in range(len(total)):
             size = abs(delta[j])
-            kept = delta[j] if (size >= least) & (size <= most) else np.float32(0)
+            kept = np.float32(0) if (size < least) | (size > most) else delta[j]
             delta[j] = kept * gain
             total[j] += kept * gain
     else:
@@ -144,7 +144,9 @@ def _elect(deltas: Any, weights: Any, total: Any, divisor: Any) -> None:
     n = len(total)
     sign = np.empty(n, np.float32)
     for j in range(n):
-        sign[j] = np.float32(1) if total[j] >= np.float32(0) else np.float32(-1)
+        up = np.float32(1) if total[j] >= np.float32(0) else np.float32(-1)
+        # A sum that is no number stays none: nothing that is broken is to disappear.
+        sign[j] = up if total[j] == total[j] else total[j]
         total[j] = np.float32(0)
         divisor[j] = np.float32(0)
     for i in range(len(deltas)):
@@ -156,6 +158,7 @@ def _elect(deltas: Any, weights: Any, total: Any, divisor: Any) -> None:
             divisor[j] += weight if agrees else np.float32(0)
     for j in range(n):
         divisor[j] = divisor[j] if divisor[j] != np.float32(0) else np.float32(1)
+        total[j] = total[j] if sign[j] == sign[j] else sign[j]
 
 
 @compiled

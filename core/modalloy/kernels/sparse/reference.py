@@ -30,7 +30,8 @@ def delta_merge(
         positive = total >= 0
         agrees = [torch.where(positive, one, -one) > 0 for one in deltas]
         weights = [scalar(weight, base) for weight in rule.weights]
-        total = in_order(only(agrees, deltas))
+        # A sum that is no number stays none: nothing that is broken is to disappear.
+        total = torch.where(total.isnan(), total, in_order(only(agrees, deltas)))
         divisor = in_order(only(agrees, weights))
         divisor = torch.where(divisor == 0, 1.0, divisor)
     if rule.normalize:
@@ -52,9 +53,9 @@ def kept_delta(origin: torch.Tensor, parent: torch.Tensor, rule: Rule, i: int) -
     delta = parent if rule.is_delta[i] else parent.float() - origin
     keep = torch.ones_like(delta, dtype=torch.bool)
     if rule.lower is not None:
-        keep &= delta.abs() >= rule.lower[i]
+        keep &= ~(delta.abs() < rule.lower[i])
     if rule.upper is not None:
-        keep &= delta.abs() <= rule.upper[i]
+        keep &= ~(delta.abs() > rule.upper[i])
     if rule.thresholds is not None and rule.thresholds[i] < WORDS:
         words = random_words(rule.keys[i], rule.start, delta.numel(), delta.device)
         keep &= words.view(delta.shape) < rule.thresholds[i]

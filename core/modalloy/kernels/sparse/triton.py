@@ -101,9 +101,9 @@ def delta_merge_kernel(  # noqa: C901, PLR0912, PLR0913, PLR0917 -- settled when
                 delta = delta - origin
             value = tl.load(gains + i) * delta
             if lower is not None:
-                value = tl.where(tl.abs(delta) >= tl.load(lower + i), value, 0.0)
+                value = tl.where(tl.abs(delta) < tl.load(lower + i), 0.0, value)
             if upper is not None:
-                value = tl.where(tl.abs(delta) <= tl.load(upper + i), value, 0.0)
+                value = tl.where(tl.abs(delta) > tl.load(upper + i), 0.0, value)
             if draws is not None:
                 value = tl.where(((bits >> (4 * i + run)) & 1) != 0, value, 0.0)
             total = total + value
@@ -115,7 +115,8 @@ def delta_merge_kernel(  # noqa: C901, PLR0912, PLR0913, PLR0917 -- settled when
                 below_weight = below_weight + tl.where(value < 0, weight, 0.0)
         if ELECT:
             agreeing = tl.where(total >= 0, above_weight, below_weight)
-            total = tl.where(total >= 0, above, below)
+            elected = tl.where(total >= 0, above, below)
+            total = tl.where(total != total, total, elected)  # noqa: PLR0124 - it is NaN
         else:
             agreeing = tl.full((RUN,), divisor, tl.float32)
         if NORMALIZE:
