@@ -189,7 +189,7 @@ def _thin_out(
     delta: torch.Tensor, keep: float, spread: float, key: int, first: int
 ) -> torch.Tensor:
     """Drop values of a delta, small ones of a row more often, and rescale the others."""
-    rows = delta.abs().reshape(-1, delta.shape[-1])
+    rows = delta.abs().reshape(-1, delta.shape[-1] if delta.ndim else 1)
     order = torch.argsort(rows, dim=1, stable=True)
     ranks = torch.argsort(order, dim=1)
     # A row of one value has no small and no large ones.
