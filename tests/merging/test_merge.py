@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import modalloy
 from merging.models import assert_same, draw, make_models, read, recipe, save
-from modalloy.errors import FormatError, MissingComponentError
+from modalloy.errors import DeltaError, FormatError, MissingComponentError, SpecError
 from modalloy.merging import operands
-from modalloy.merging.rules import Deltas, Rule, Slerp, Weighted
+from modalloy.merging.rules import Deltas, Rule, Slerp, Weighted, Whole
 from modalloy.merging.streaming import random_key
 from modalloy.merging.whole import apply_rule
 
@@ -274,7 +274,6 @@ def test_a_plugins_method_is_used_by_name(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     from modalloy import API_VERSION, Parameter, Registry, TensorMethod, hookimpl
-    from modalloy.merging.rules import Whole
 
     def greatest(*, weight: tuple[float, ...]) -> Whole:
         def function(_: Any, models: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -349,3 +348,50 @@ def test_tensors_taken_whole_are_those_that_are_streamed(tmp_path: Path) -> None
         modalloy.merge(plain, tmp_path / f"{method}-streamed")
         modalloy.merge(plain, tmp_path / f"{method}-whole", device="cpu:0")
         assert_same(read(tmp_path / f"{method}-whole"), read(tmp_path / f"{method}-streamed"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Weighted(weights=(1.0,)), "its rule has 1 weights for 3 models"),
+        (Weighted(weights=(1.0,) * 3, divisor=0), "its rule divides by 0"),
+        (Slerp(t=0.5), "Slerp, which merges one model with the base, of 3"),
+        (Deltas(weights=(1.0,) * 3, keep=(0.5,)), "its rule has 1 keep for 3 models"),
+        (Deltas(weights=(1.0,) * 3, spread=(0.1,) * 3), "a spread without keep"),
+        (None, "its rule is NoneType, expected one of modalloy.merging.rules"),
+        (Whole(function=lambda base, _: base[:1]), r"returned \(1, 24\), expected a tensor"),
+        (Whole(function=lambda *_: None), "returned NoneType, expected a tensor"),
+    ],
+)
+def test_a_plugins_wrong_rule_is_told_and_not_carried_out(
+    tmp_path: Path, rule: Any, message: str
+) -> None:
+    from types import SimpleNamespace
+
+    from modalloy import API_VERSION, Registry, TensorMethod, hookimpl
+
+    @hookimpl
+    def register_tensor_methods(register: Any) -> None:
+        register(
+            TensorMethod(
+                name="wrong",
+                api_version=API_VERSION,
+                summary="",
+                over="deltas",
+                rule=lambda: rule,
+            )
+        )
+
+    registry = Registry.discover()
+    registry.register(SimpleNamespace(register_tensor_methods=register_tensor_methods), name="toy")
+    base, models = make_models(tmp_path)
+    with pytest.raises((SpecError, DeltaError), match=message):
+        modalloy.merge(recipe("wrong", base, models), tmp_path / "out", registry=registry)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named_before_the_merge(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 1)
+    (base / "tokenizer.json").symlink_to(base / "nowhere")
+    with pytest.raises(FormatError, match=r"tokenizer.json is no file that can be read"):
+        modalloy.merge(recipe("ties", base, models, {"weight": 1}), tmp_path / "out")

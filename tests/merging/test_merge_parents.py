@@ -25,10 +25,7 @@ def test_an_adapter_is_its_product_added_to_the_base(tmp_path: Path) -> None:
         for name, tensor in read(out).items():
             delta = delta_of(name, start[name])
             expected = start[name] + 0.5 * delta + 0.5 * (other[name] - start[name])
-            lone = method == "linear" and not delta.any()
-            torch.testing.assert_close(
-                tensor, other[name] if lone else expected, rtol=1e-6, atol=1e-6
-            )
+            torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_streams_of_an_adapter_are_those_of_the_whole(
@@ -119,3 +116,37 @@ def test_an_adapter_over_integers_is_refused(tmp_path: Path) -> None:
     adapter = write_pair(tmp_path / "adapter")
     with pytest.raises(DeltaError, match="floating point in some models and not in others"):
         modalloy.merge(recipe("ties", base, [adapter], {"weight": 1}), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "more"),
+    [
+        ("linear", {"weight": 0.5}, {}),
+        ("task_arithmetic", {"weight": 0.5}, {"normalize": True}),
+        ("ties", {"weight": 0.5, "density": 0.4}, {}),
+        ("passthrough", {"scale": 2.0}, {}),
+    ],
+)
+def test_an_adapter_is_the_model_that_it_makes_of_the_base(
+    tmp_path: Path, method: str, own: dict[str, float], more: dict[str, bool]
+) -> None:
+    base, models = make_models(tmp_path, 1, torch.float32)
+    adapter = write_pair(tmp_path / "z" / "x")
+    modalloy.merge(recipe("task_arithmetic", base, [adapter], {"weight": 1}), tmp_path / "y" / "x")
+    others = [] if method == "passthrough" else models
+    for name, one in (("adapter", adapter), ("folded", tmp_path / "y" / "x")):
+        plain = recipe(method, base, [*others, one], own, parameters=more)
+        modalloy.merge(plain, tmp_path / name)
+    folded = read(tmp_path / "folded")
+    for name, tensor in read(tmp_path / "adapter").items():
+        torch.testing.assert_close(tensor, folded[name], rtol=1e-6, atol=1e-7)
+
+
+def test_what_an_adapter_does_not_touch_is_written_in_the_dtype_asked_for(tmp_path: Path) -> None:
+    base, _ = make_models(tmp_path, 1, torch.float32)
+    adapter = write_pair(tmp_path / "adapter")
+    plain = recipe("task_arithmetic", base, [adapter], {"weight": 1}, out_dtype="bfloat16")
+    modalloy.merge(plain, tmp_path / "out")
+    found, start = read(tmp_path / "out"), read(base)
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert torch.equal(found["model.norm.weight"], start["model.norm.weight"].bfloat16())

@@ -116,7 +116,7 @@ def merge(  # noqa: PLR0913 - keyword-only options
     check_method(recipe, method.over, method.most, len(counted))
     sources = open_sources(recipe, with_base=with_base, registry=registry, progress=say)
     check_copied(sources.donor)
-    plan = make_plan(sources, recipe.written)
+    plan = make_plan(sources, recipe.written, whole=with_base)
     rules = Rulebook(recipe, method, sources, plan, seed)
     rules.check()
     record = make_record(recipe, sources, list(plan.accounting), seed if method.random else None)

@@ -1,6 +1,7 @@
 """What lies beside a merge's weights: configuration, tokenizer, model card and record."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -66,10 +67,17 @@ def check_copied(donor: Source) -> None:
 
     Raises:
         UnsafePathError: One is a link to a file elsewhere.
+        FormatError: One cannot be read.
     """
     for name in ("config.json", *_COPIED):
-        if (donor.directory / name).exists():
-            check_inside(donor.directory, name, donor.directory, suffix="")
+        path = donor.directory / name
+        if not os.path.lexists(path):
+            continue
+        check_inside(donor.directory, name, donor.directory, suffix="")
+        if not path.is_file() or not os.access(path, os.R_OK):
+            raise FormatError(
+                f"{path} is no file that can be read; fetch the model again", path=path
+            )
 
 
 def is_merge(directory: Path) -> bool:

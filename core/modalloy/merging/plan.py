@@ -1,12 +1,14 @@
 """What becomes of every tensor: who is merged where, by explicit rules, all of it on record.
 
-The output has the donor's tensors. A model that lacks one takes no part in it. An embedding with
+The output has the donor's tensors. A model that lacks one takes no part in it; what an adapter does
+not touch is the base's. An embedding with
 more or fewer rows than the donor's is merged row range by row range, each by the models that have
 it; rows that the donor lacks are given up. A tied head is not written, and one that a tied model
 lacks is its embedding. What is not floating point is the donor's. Tensors that the donor lacks are
 skipped. A model of which nothing finds a place is an error, as is a shape that fits nowhere.
 """
 
+import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -69,12 +71,14 @@ class Plan:
     accounting: tuple[Mapping[str, Any], ...]
 
 
-def make_plan(sources: Sources, written: str | None) -> Plan:
+def make_plan(sources: Sources, written: str | None, *, whole: bool = False) -> Plan:
     """Decide what becomes of every tensor.
 
     Args:
         sources: The models.
         written: Dtype of merged tensors as safetensors names it; ``None`` keeps the donor's.
+        whole: Whether models are merged, not their deltas: what an adapter leaves as it is counts
+            then even where no other model has the tensor.
 
     Raises:
         DeltaError: Shapes do not fit, or a model's tensors find no place.
@@ -96,9 +100,37 @@ def make_plan(sources: Sources, written: str | None) -> Plan:
             if operand is not None:
                 used[source.label].add(own)
                 found.append((position, operand))
-        plans.append(_plan_tensor(name, donor, found, sources.models, written, account))
+        found += _untouched(donor, found, sources.models, whole=whole)
+        plans.append(
+            _plan_tensor(
+                name,
+                donor,
+                sorted(found, key=operator.itemgetter(0)),
+                sources.models,
+                written,
+                account,
+            )
+        )
     _account_unused(sources, used, heads, account)
     return Plan(tuple(plans), account.rows())
+
+
+def _untouched(
+    donor: MappedTensor,
+    found: Sequence[tuple[int, Operand]],
+    models: Sequence[Source],
+    *,
+    whole: bool,
+) -> list[tuple[int, Operand]]:
+    """Return what adapters and parents have for a tensor that they leave as it is: the base's."""
+    if donor.dtype not in CODES or not (found or whole):
+        return []
+    there = {position for position, _ in found}
+    return [
+        (position, donor)
+        for position, source in enumerate(models)
+        if source.kind != "model" and position not in there
+    ]
 
 
 def _plan_tensor(
@@ -112,6 +144,11 @@ def _plan_tensor(
     labels = [models[position].label for position, _ in found]
     operands = [operand for _, operand in found]
     floating = _check_dtypes(name, donor, list(zip(labels, operands, strict=True)))
+    if not found and floating and written not in (None, donor.dtype):
+        account.add("output", f"the donor's, as {written}: no model has it", name)
+        layout = TensorLayout(name, str(written), donor.shape)
+        pieces = [Piece(0, layout.elements, (), ())] if layout.elements else []
+        return TensorPlan(layout, donor, tuple(pieces))
     if not found or not floating:
         why = "no model has it" if not found else f"{donor.dtype} is not merged"
         account.add("output", f"copied from the donor: {why}", name)

@@ -5,7 +5,7 @@ from typing import Any
 from modalloy.errors import SpecError
 from modalloy.merging.plan import Piece, Plan
 from modalloy.merging.recipe import Recipe
-from modalloy.merging.rules import Rule, Weighted
+from modalloy.merging.rules import Deltas, Rule, Slerp, Weighted
 from modalloy.merging.settings import depth_of, find_setting, layer_of
 from modalloy.merging.sources import Sources
 from modalloy.merging.streaming import random_key
@@ -72,9 +72,37 @@ class Rulebook:
             found: Rule = self._function(**arguments)
         except SpecError as error:
             raise SpecError(f"{tensor}: {error}", subject=self._method.name) from error
+        problem = _problem(found, len(piece.models))
+        if problem:
+            raise SpecError(
+                f"merge method {self._method.name!r}: for {tensor} {problem}; this is an error of "
+                "the plugin that offers it",
+                subject=self._method.name,
+            )
         return found
 
     def keys(self, tensor: str, piece: Piece) -> list[int]:
         """Return the keys of a piece's random numbers, one per model."""
         labels = [self._models[position].label for position in piece.models]
         return [random_key(self._seed, tensor, label) for label in labels]
+
+
+def _problem(rule: Any, models: int) -> str | None:
+    """Return what is wrong with a rule; kernels trust its numbers to be as many as the models."""
+    if not isinstance(rule, Rule):
+        return f"its rule is {type(rule).__name__}, expected one of modalloy.merging.rules"
+    if isinstance(rule, Slerp) and models != 1:
+        return f"its rule is Slerp, which merges one model with the base, of {models}"
+    if isinstance(rule, Weighted) and rule.divisor == 0:
+        return "its rule divides by 0"
+    if isinstance(rule, Deltas) and (
+        (rule.spread is not None and rule.keep is None)
+        or (rule.outliers is not None and rule.density is None)
+    ):
+        return "its rule has a spread without keep, or outliers without density"
+    names = ("weights", "density", "outliers", "keep", "spread")
+    for name in names:
+        numbers = getattr(rule, name, None)
+        if numbers is not None and len(numbers) != models:
+            return f"its rule has {len(numbers)} {name} for {models} models"
+    return None

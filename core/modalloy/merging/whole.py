@@ -103,7 +103,14 @@ def apply_rule(
         base.float() + model if flag else model for model, flag in zip(models, flags, strict=True)
     ]
     if isinstance(rule, Whole):
-        return rule.function(base.float(), [value.float() for value in values]).to(out)
+        made = rule.function(base.float(), [value.float() for value in values])
+        if not isinstance(made, torch.Tensor) or made.shape != base.shape:
+            shape = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
+            raise DeltaError(
+                f"the method's function returned {shape}, expected a tensor {tuple(base.shape)}; "
+                "this is an error of the plugin that offers it"
+            )
+        return made.to(out)
     if isinstance(rule, Slerp):
         a, b = base.double().reshape(-1), values[0].double().reshape(-1)
         weights = slerp_weights(rule.t, *(float(x @ y) for x, y in ((a, a), (b, b), (a, b))))
