@@ -147,8 +147,8 @@ def _plan_tensor(
     if not found and floating and written not in (None, donor.dtype):
         account.add("output", f"the donor's, as {written}: no model has it", name)
         layout = TensorLayout(name, str(written), donor.shape)
-        pieces = [Piece(0, layout.elements, (), ())] if layout.elements else []
-        return TensorPlan(layout, donor, tuple(pieces))
+        kept = [Piece(0, layout.elements, (), ())] if layout.elements else []
+        return TensorPlan(layout, donor, tuple(kept))
     if not found or not floating:
         why = "no model has it" if not found else f"{donor.dtype} is not merged"
         account.add("output", f"copied from the donor: {why}", name)
