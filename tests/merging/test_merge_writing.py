@@ -157,7 +157,14 @@ def test_a_file_that_was_lost_meanwhile_is_written_anew(
     modalloy.merge(plain, tmp_path / "whole")
     file = stop_half_way(plain, tmp_path / "out", monkeypatch) / "model.safetensors"
     file.unlink() if harm == "remove" else os.truncate(file, 900)
-    assert modalloy.merge(plain, tmp_path / "out", resume=True).resumed == 0
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # Stopped once more, when the file is as long as ever and hardly anything is in it.
+    with pytest.raises(KeyboardInterrupt):
+        modalloy.merge(plain, tmp_path / "out", resume=True, progress=stop, workers=1)
+    assert modalloy.merge(plain, tmp_path / "out", resume=True).resumed == 1
     assert_same(read(tmp_path / "out"), read(tmp_path / "whole"))
 
 

@@ -31,6 +31,7 @@ class Journal:
 
     def __init__(self, directory: Path, identity: str, *, resume: bool) -> None:
         self._path = directory / NAME
+        self._identity = identity
         self.done: set[str] = set()
         self._made = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,8 @@ class Journal:
     def forget(self, tensors: Iterable[str]) -> None:
         """Take tensors for not written: their file is gone, or was cut short."""
         self.done -= set(tensors)
+        # On file as well: once the file is made anew, its length says nothing any more.
+        self._rewrite()
 
     def _write(self, line: str) -> None:
         self._file.write(f"{line}\n")
@@ -111,5 +114,8 @@ class Journal:
             if isinstance(name, str):
                 self.done.add(name)
         # What follows a broken line would be read as part of it.
+        self._rewrite()
+
+    def _rewrite(self) -> None:
         self._file.truncate(0)
-        self._write("\n".join([identity, *map(json.dumps, sorted(self.done))]))
+        self._write("\n".join([self._identity, *map(json.dumps, sorted(self.done))]))

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-Array = "np.ndarray[Any, np.dtype[np.float32]]"
 
 
 @attrs.frozen(eq=False)
