@@ -4,9 +4,13 @@ A parent directory holds::
 
     parent.json                 the manifest, see :class:`ParentManifest`
     text_adapter/               PEFT format; a naive parent has only this one
+    text_weights/               tensors of the base that were tuned whole, under their own names
     modality_adapter/           PEFT format; the modality stream of a decoupled parent
+    modality_weights/           the same, for the modality stream
     connector.safetensors       connector.*, and prefix / suffix embeddings where used
     encoder.safetensors         only where the encoder type does not fetch its own weights
+
+A stream that has neither an adapter nor weights of its own runs on the base as it is.
 """
 
 import hashlib
@@ -17,6 +21,7 @@ from typing import Any
 
 import attrs
 
+from modalloy.checkpoints.safe_files import check_file, read_object
 from modalloy.checkpoints.safe_index import check_inside
 from modalloy.errors import (
     FormatError,
@@ -31,7 +36,9 @@ from modalloy.structured import structure
 FORMAT_VERSION = 1
 MANIFEST = "parent.json"
 TEXT_ADAPTER = "text_adapter"
+TEXT_WEIGHTS = "text_weights"
 MODALITY_ADAPTER = "modality_adapter"
+MODALITY_WEIGHTS = "modality_weights"
 CONNECTOR_FILE = "connector.safetensors"
 ENCODER_FILE = "encoder.safetensors"
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?( ?[<>=!~]=?=? ?[\w.*+-]+,?)*")
@@ -91,10 +98,13 @@ class ComponentConfig:
     Attributes:
         type: Name of a registered :class:`~modalloy.modality.Encoder` or ``Connector``.
         config: Plain JSON data for its factory.
+        shape: Of an encoder: [K, F], tokens of an input and features of a token, for a parent
+            that outlives the plugin of its encoder type; ``None`` leaves it to the plugin.
     """
 
     type: str
     config: dict[str, Any] = attrs.Factory(dict)
+    shape: list[int] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -201,19 +211,19 @@ def read_manifest(directory: Path) -> ParentManifest:
 
     Raises:
         FormatError: The file is missing, is not JSON, or does not hold what a manifest holds.
+        UnsafePathError: It is a link that leads outside.
     """
     path = directory / MANIFEST
+    check_file(directory, MANIFEST)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_object(path)
     except FileNotFoundError as error:
         raise FormatError(
             f"{directory} is not a parent directory: it has no {MANIFEST}", path=path
         ) from error
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error}", path=path) from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not valid JSON: {error}", path=path) from error
-    version = data.get("format_version") if isinstance(data, dict) else None
+    version = data.get("format_version")
     if version != FORMAT_VERSION:
         raise FormatError(
             f"{path}: format_version must be {FORMAT_VERSION}, found {version!r}; "

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import modalloy
-from merging.models import make_models, read, recipe, save, write_pair
+from merging.models import assert_same, make_models, read, recipe, save, write_pair
 from modalloy.errors import BaseMismatchError, DeltaError, UnsafePathError
 from modalloy.merging import operands
 from modalloy.merging.rules import Deltas
@@ -150,3 +151,50 @@ def test_what_an_adapter_does_not_touch_is_written_in_the_dtype_asked_for(tmp_pa
     found, start = read(tmp_path / "out"), read(base)
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
     assert torch.equal(found["model.norm.weight"], start["model.norm.weight"].bfloat16())
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "linear"])
+def test_a_parent_tuned_whole_merges_as_the_model_that_it_is(tmp_path: Path, method: str) -> None:
+    import shutil
+
+    from modalloy.parent import read_manifest, write_manifest
+    from tiny import tiny_base
+    from toy import toy_parent
+
+    base = tiny_base(tmp_path / "base", family="qwen3")
+    plain = read(base)
+    generator = torch.Generator().manual_seed(1)
+    tuned = {
+        name: tensor + torch.randn(tensor.shape, generator=generator) * 0.1
+        for name, tensor in plain.items()
+        if ".1." in name or "norm" in name
+    }
+    parent = toy_parent(tmp_path / "parent", base, "red", strategy="naive")
+    shutil.rmtree(parent / "text_adapter")
+    (parent / "text_weights").mkdir()
+    save_file(tuned, parent / "text_weights" / "model.safetensors")
+    write_manifest(parent, read_manifest(parent))
+    model = tiny_base(tmp_path / "model", family="qwen3")
+    save_file({**plain, **tuned}, model / "model.safetensors")
+    other = tiny_base(tmp_path / "other", family="qwen3", seed=4)
+    settings = {"weight": 0.5} | ({"density": 0.4} if method == "ties" else {})
+    for name, first in (("p", parent), ("m", model)):
+        modalloy.merge(recipe(method, base, [first, other], settings), tmp_path / name)
+    found, goal = read(tmp_path / "p"), read(tmp_path / "m")
+    assert_same(found, goal)
+    assert any(not torch.equal(found[name], plain[name]) for name in tuned)
+
+
+def test_a_parent_with_nothing_to_merge_is_refused(tmp_path: Path) -> None:
+    import shutil
+
+    from modalloy.parent import read_manifest, write_manifest
+    from tiny import tiny_base
+    from toy import toy_parent
+
+    base = tiny_base(tmp_path / "base")
+    parent = toy_parent(tmp_path / "parent", base, "red", strategy="naive")
+    shutil.rmtree(parent / "text_adapter")
+    write_manifest(parent, read_manifest(parent))
+    with pytest.raises(DeltaError, match="has neither text_adapter nor text_weights"):
+        modalloy.merge(recipe("ties", base, [parent], {"weight": 1}), tmp_path / "out")

@@ -68,6 +68,9 @@ class CheckpointReader:
         self._handles.clear()
         self._stack.close()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
     def names(self) -> tuple[str, ...]:
         """Return the names of all tensors, sorted."""
         return tuple(self._entries)
@@ -90,6 +93,10 @@ class CheckpointReader:
                 path=entry.file,
             )
         return _DTYPES[entry.dtype]
+
+    def stored(self, name: str) -> str:
+        """Return a tensor's dtype as safetensors writes it, such as ``"BF16"``."""
+        return self._entry(name).dtype
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor, memory-mapped.

@@ -90,27 +90,42 @@ def _by_name(pairs: Mapping[str, LowRankPair]) -> Mapping[str, LowRankPair]:
     return MappingProxyType(dict(sorted(pairs.items())))
 
 
+def _tensors_by_name(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    return MappingProxyType(dict(sorted(tensors.items())))
+
+
 @attrs.frozen(eq=False)
 class LowRankDelta:
     """Pairs by module name of the base's causal language model, sorted by name.
 
     Attributes:
         pairs: Such as ``{"model.layers.0.self_attn.q_proj": LowRankPair(...)}``.
+        tensors: Whole deltas, float32, of what no pair can change (norms, biases, embeddings), by
+            the tensor's name, such as ``"model.norm.weight"``.
     """
 
     pairs: Mapping[str, LowRankPair] = attrs.field(converter=_by_name)
+    tensors: Mapping[str, torch.Tensor] = attrs.field(factory=dict, converter=_tensors_by_name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.pairs)
 
     @property
+    def count(self) -> int:
+        """Number of stored tensors."""
+        return 2 * len(self.pairs) + len(self.tensors)
+
+    @property
     def parameters(self) -> int:
         """Number of stored values."""
-        return sum(pair.A.numel() + pair.B.numel() for pair in self.pairs.values())
+        pairs = sum(pair.A.numel() + pair.B.numel() for pair in self.pairs.values())
+        return pairs + sum(tensor.numel() for tensor in self.tensors.values())
 
     def norm(self) -> float:
-        """Return the Frobenius norm over all modules."""
-        return math.sqrt(sum(pair.norm() ** 2 for pair in self.pairs.values()))
+        """Return the Frobenius norm over all of it."""
+        sizes = [pair.norm() for pair in self.pairs.values()]
+        sizes += [float(tensor.norm()) for tensor in self.tensors.values()]
+        return math.sqrt(sum(size**2 for size in sizes))
 
 
 def read_adapter(directory: Path) -> LowRankDelta:

@@ -34,7 +34,8 @@ def merge_ties(text: Deltas, own: Deltas, *, density: float, scale: float, rank:
         module: keep(scale * methods.ties([pair.dense() for pair in pairs], density))
         for module, pairs in _by_module(text)
     }
-    return Merged(LowRankDelta(pairs), record=keep.record())
+    whole = _each_tensor(text, lambda tensors: scale * methods.ties(tensors, density))
+    return Merged(LowRankDelta(pairs, whole), record=keep.record())
 
 
 def merge_factor_means(text: Deltas, own: Deltas) -> Merged:
@@ -44,7 +45,8 @@ def merge_factor_means(text: Deltas, own: Deltas) -> Merged:
         DeltaError: The parents differ in rank or scale.
     """
     del own
-    return Merged(LowRankDelta(_each(text, methods.factor_mean)))
+    whole = _each_tensor(text, methods.mean)
+    return Merged(LowRankDelta(_each(text, methods.factor_mean), whole))
 
 
 def merge_swudi(text: Deltas, own: Deltas, *, share: float, time: float, scale: float) -> Merged:
@@ -69,7 +71,9 @@ def merge_swudi(text: Deltas, own: Deltas, *, share: float, time: float, scale: 
         pair = methods.swudi(pairs, share, time)
         return LowRankPair(pair.A, scale * pair.B, pair.scale)
 
-    return Merged(LowRankDelta(_each(text, merge)))
+    # What is no linear layer is averaged, as the authors do.
+    whole = _each_tensor(text, lambda tensors: scale * methods.mean(tensors))
+    return Merged(LowRankDelta(_each(text, merge), whole))
 
 
 def merge_mmer(
@@ -106,8 +110,17 @@ def merge_mmer(
                 total + int(merged.count_nonzero()),
             )
     record = keep.record() | {"kept_by_masks": round(kept / max(total, 1), 4)}
-    deltas = {name: LowRankDelta(pairs) for name, pairs in parts.items()}
-    return Merged(LowRankDelta(whole), deltas, record)
+    tensors = _each_tensor(text, lambda found: methods.ties(found, density))
+
+    def masked(name: str, delta: torch.Tensor) -> torch.Tensor:
+        mask = methods.mmer_mask(delta, tensors[name], strictness)
+        return torch.where(mask, tensors[name], 0.0)
+
+    deltas = {
+        name: LowRankDelta(pairs, {n: masked(n, d) for n, d in own[name].tensors.items()})
+        for name, pairs in parts.items()
+    }
+    return Merged(LowRankDelta(whole, tensors), deltas, record)
 
 
 class _Keeper:
@@ -150,6 +163,17 @@ def _by_module(deltas: Deltas) -> Iterable[tuple[str, list[LowRankPair]]]:
                 tensor=module,
             )
         yield module, pairs
+
+
+def _each_tensor(
+    deltas: Deltas, merge: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Merge what is changed whole, tensor by tensor; one that a single parent changed is its."""
+    names = sorted({name for delta in deltas.values() for name in delta.tensors})
+    return {
+        name: merge([d.tensors[name] for _, d in sorted(deltas.items()) if name in d.tensors])
+        for name in names
+    }
 
 
 def _each(

@@ -139,7 +139,7 @@ def _describe(source: Source) -> dict[str, Any]:
         "label": source.label,
         "model": source.reference,
         "kind": source.kind,
-        "tensors": len(source.pairs) if source.kind != "model" else len(source.entries),
+        "tensors": len(source.pairs) + len(source.entries),
         "bytes": sum(file.stat().st_size for file in source.files()),
     }
 

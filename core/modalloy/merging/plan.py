@@ -245,8 +245,8 @@ def _operand(
     source: Source, name: str, embedding: str | None, sources: Sources
 ) -> tuple[str, Operand | None]:
     """Return the name and place of what a model has for a tensor of the output."""
-    if source.kind != "model":
-        return name, source.pairs.get(name)
+    if name in source.pairs:
+        return name, source.pairs[name]
     if name not in source.entries and name == _HEAD and embedding is not None:
         name = embedding
     entry = source.entries.get(name)
@@ -272,7 +272,7 @@ def _account_unused(
         DeltaError: Of a model it is all, or of an adapter it is anything.
     """
     for source in sources.models:
-        own: Mapping[str, Any] = source.pairs if source.kind != "model" else source.entries
+        own: Mapping[str, Any] = {**source.pairs, **source.entries}
         left = sorted(own.keys() - used[source.label])
         if left and (len(left) == len(own) or source.kind != "model"):
             raise DeltaError(

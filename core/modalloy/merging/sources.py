@@ -20,7 +20,7 @@ from modalloy.errors import (
     UnknownNameError,
 )
 from modalloy.merging.recipe import Recipe
-from modalloy.parent import MANIFEST, TEXT_ADAPTER, read_manifest, verify_files
+from modalloy.parent import MANIFEST, TEXT_ADAPTER, TEXT_WEIGHTS, read_manifest, verify_files
 
 if TYPE_CHECKING:
     from modalloy.registry import Registry
@@ -64,7 +64,8 @@ class Source:
         kind: ``"model"``, ``"adapter"`` or ``"parent"``.
         directory: Where it lies.
         config: Of a model, without what would choose the code that runs.
-        entries: Of a model: where each tensor lies, by name.
+        entries: Where each tensor lies, by name: of a model all, of a parent those that were tuned
+            whole.
         pairs: Of an adapter or parent: its deltas, by the name of the tensor that they change.
         parameters: Its settings.
         notes: What a reader of the record should know.
@@ -192,8 +193,8 @@ def open_source(
     directory = _find(reference, registry, progress)
     empty: Mapping[str, Any] = {}
     if (directory / MANIFEST).is_file():
-        pairs, notes = _read_parent(directory)
-        return Source(label, reference, "parent", directory, empty, empty, pairs, parameters, notes)
+        pairs, tuned, notes = _read_parent(directory)
+        return Source(label, reference, "parent", directory, empty, tuned, pairs, parameters, notes)
     if (directory / CONFIG_FILE).is_file():
         pairs = _read_pairs(directory)
         return Source(label, reference, "adapter", directory, empty, empty, pairs, parameters)
@@ -240,13 +241,23 @@ def _find(reference: str, registry: "Registry", progress: Callable[[str], None])
         ) from error
 
 
-def _read_parent(directory: Path) -> tuple[Mapping[str, Pair], tuple[str, ...]]:
+def _read_parent(
+    directory: Path,
+) -> tuple[Mapping[str, Pair], Mapping[str, TensorEntry], tuple[str, ...]]:
     manifest = read_manifest(directory)
     verify_files(directory, manifest)
     notes = ["its encoder and connector are left out; `modalloy compose` keeps them"]
     if manifest.strategy == "decoupled":
         notes.insert(0, "of a decoupled parent, the delta of the text stream is merged")
-    return _read_pairs(directory / TEXT_ADAPTER), tuple(notes)
+    adapter, weights = directory / TEXT_ADAPTER, directory / TEXT_WEIGHTS
+    pairs = _read_pairs(adapter) if adapter.is_dir() else {}
+    tuned = scan(weights) if weights.is_dir() else {}
+    if not pairs and not tuned:
+        raise DeltaError(
+            f"{directory} has neither {TEXT_ADAPTER} nor {TEXT_WEIGHTS}: its text stream is the "
+            "base's, and there is nothing to merge"
+        )
+    return pairs, tuned, tuple(notes)
 
 
 def _read_pairs(directory: Path) -> Mapping[str, Pair]:
