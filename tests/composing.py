@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import modalloy
-from modalloy.deltas.lowrank import LowRankDelta
+from modalloy.deltas.lowrank import LowRankDelta, read_adapter
 from toy import ask, toy_registry
 
 # float32 sums of about 50 terms in another order: differences of a few units in the last place.
@@ -63,3 +63,17 @@ def embeds(model: Any, batch: Any) -> torch.Tensor:
     media = {k: v for k, v in batch.items() if k.startswith(("sight_", "sound_"))}
     with torch.no_grad():
         return model.embed(batch["input_ids"], batch["mm_token_type_ids"], media)
+
+
+def expected(
+    base: Path, model: Any, batch: Any, parents: dict[str, Path], rows: list[dict[str, float]]
+) -> torch.Tensor:
+    """The oracle's logits for text coefficients by row of the batch."""
+    types = batch["mm_token_type_ids"]
+    masked = []
+    for name, path in parents.items():
+        values = torch.tensor([row[name] for row in rows])[:, None] * (types == 0)
+        masked.append((read_adapter(path / "text_adapter"), values[..., None]))
+        own = (types == model.type_ids[name])[..., None].float()
+        masked.append((read_adapter(path / "modality_adapter"), own))
+    return oracle(base, embeds(model, batch), batch["attention_mask"], masked)

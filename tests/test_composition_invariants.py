@@ -3,14 +3,13 @@
 import copy
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import modalloy
-from composing import BOTH, CLOSE, HEAR, SEE, TEXT, compose, embeds, logits, oracle
+from composing import BOTH, CLOSE, HEAR, SEE, TEXT, compose, embeds, expected, logits, oracle
 from modalloy.composition.caches import CACHE
 from modalloy.composition.layers import StreamLinear
 from modalloy.deltas.lowrank import read_adapter
@@ -30,20 +29,6 @@ def parents(base: Path, tmp_path: Path) -> dict[str, Path]:
         "sight": toy_parent(tmp_path / "p1", base, "sight", seed=1, prefix=2),
         "sound": toy_parent(tmp_path / "p2", base, "sound", seed=2, suffix=1),
     }
-
-
-def expected(
-    base: Path, model: Any, batch: Any, parents: dict[str, Path], rows: list[dict[str, float]]
-) -> torch.Tensor:
-    """The oracle's logits for text coefficients by row of the batch."""
-    types = batch["mm_token_type_ids"]
-    masked = []
-    for name, path in parents.items():
-        values = torch.tensor([row[name] for row in rows])[:, None] * (types == 0)
-        masked.append((read_adapter(path / "text_adapter"), values[..., None]))
-        own = (types == model.type_ids[name])[..., None].float()
-        masked.append((read_adapter(path / "modality_adapter"), own))
-    return oracle(base, embeds(model, batch), batch["attention_mask"], masked)
 
 
 def test_one_parent_alone_is_that_parent(base: Path, parents: dict[str, Path]) -> None:

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 FAMILIES = ("llama", "qwen3")
+"""What most tests run on."""
+
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -34,8 +34,6 @@ _ROLES = MappingProxyType(
 )
 _WORDS = ("the", "\u0120is", "\u0120what", "\u0120a", "assistant", "system", "user")
 
-# The two families differ where real bases do: llama ties its head and has a row of the embedding
-# for every token (as SmolLM2 does); qwen3 has a head of its own and rows to spare (as Qwen3-8B).
 _SHAPE: MappingProxyType[str, Any] = MappingProxyType(
     {
         "hidden_size": 32,
@@ -48,6 +46,47 @@ _SHAPE: MappingProxyType[str, Any] = MappingProxyType(
         "initializer_range": 0.1,
     }
 )
+
+_PADDED = 320  # rows of the embedding, more than the tokenizer has tokens
+
+# Families differ where real bases do. Llama ties its head and has a row of the embedding for every
+# token (as SmolLM2 does); qwen3 has a head of its own and rows to spare (as Qwen3-8B). Windows are
+# shorter than the prompts of tests; granite's multipliers are those of its 3.x models in kind.
+_FAMILIES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
+    {
+        "llama": {"model_type": "llama", "tie_word_embeddings": True},
+        "qwen2": {"model_type": "qwen2", "vocab_size": _PADDED, "tie_word_embeddings": True},
+        "qwen3": {"model_type": "qwen3", "vocab_size": _PADDED, "tie_word_embeddings": False},
+        "mistral": {"model_type": "mistral", "sliding_window": 8},
+        "gemma3": {
+            "model_type": "gemma3_text",
+            "vocab_size": _PADDED,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "query_pre_attn_scalar": 8,
+            "tie_word_embeddings": True,
+        },
+        "phi3": {"model_type": "phi3", "sliding_window": 16},
+        "olmo2": {"model_type": "olmo2", "vocab_size": _PADDED},
+        "granite": {
+            "model_type": "granite",
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+            "tie_word_embeddings": True,
+        },
+        "qwen3_moe": {
+            "model_type": "qwen3_moe",
+            "moe_intermediate_size": 24,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+    }
+)
+
+ALL_FAMILIES = tuple(_FAMILIES)
+"""What the invariants of a composition are tested on."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -75,17 +114,32 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_config(family: str, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
     """Return the configuration of a tiny model of ``family`` for ``tokenizer``."""
+    if family not in _FAMILIES:
+        raise ValueError(f"family must be one of {ALL_FAMILIES}; got {family!r}")
+    options = {"vocab_size": len(tokenizer), **_FAMILIES[family]}
+    return small_config(options.pop("model_type"), tokenizer, **options)
+
+
+def small_config(
+    kind: str, tokenizer: PreTrainedTokenizerFast | None = None, **options: Any
+) -> PretrainedConfig:
+    """Return a tiny configuration of any decoder-only model type.
+
+    Args:
+        kind: The model type.
+        tokenizer: That the model is for; the tiny one if left out.
+        **options: Beside the shape that all have, or in its place; ``None`` leaves one out.
+    """
+    tokenizer = tokenizer or tiny_tokenizer()
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if family == "llama":
-        vocabulary = len(tokenizer)
-        return LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=True, **_SHAPE, **ids)
-    if family == "qwen3":
-        return Qwen3Config(vocab_size=320, tie_word_embeddings=False, **_SHAPE, **ids)
-    raise ValueError(f"family must be one of {FAMILIES}; got {family!r}")
+    options = {"vocab_size": _PADDED, **_SHAPE, **ids, **options}
+    given = {name: value for name, value in options.items() if value is not None}
+    config: PretrainedConfig = CONFIG_MAPPING[kind](**given)
+    return config
 
 
 def tiny_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
@@ -94,11 +148,15 @@ def tiny_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
     Hidden size 32, 2 layers, 4 heads over 2 key-value heads of 8. The weights depend on
     ``family`` and ``seed`` only, and the global random state is left as it was.
     """
-    kinds: dict[str, Any] = {"llama": LlamaForCausalLM, "qwen3": Qwen3ForCausalLM}
-    config = tiny_config(family, tiny_tokenizer())
+    return small_model(tiny_config(family, tiny_tokenizer()), seed)
+
+
+def small_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """Return a random causal language model of a configuration, as :func:`tiny_model` does."""
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = kinds[family](config)
+        model: PreTrainedModel = kind(config)
     return model.eval()
 
 
@@ -113,7 +171,8 @@ def tiny_base(
 
     Args:
         path: Directory to make.
-        family: ``"llama"`` (tied head) or ``"qwen3"`` (a head of its own, padded vocabulary).
+        family: One of :data:`ALL_FAMILIES`, such as ``"llama"`` (tied head) or ``"qwen3"`` (a head
+            of its own, padded vocabulary).
         seed: Of the random weights.
         dtype: That the weights are rounded to and saved in.
         max_shard_size: Such as ``"10KB"`` for a base in several files.
@@ -122,6 +181,11 @@ def tiny_base(
         ``path``.
     """
     model: Any = tiny_model(family, seed)
-    model.to(dtype).save_pretrained(path, max_shard_size=max_shard_size)
+    return write_base(path, model.to(dtype), max_shard_size)
+
+
+def write_base(path: Path, model: Any, max_shard_size: str = "50GB") -> Path:
+    """Write a model and the tiny tokenizer to ``path``, and return ``path``."""
+    model.save_pretrained(path, max_shard_size=max_shard_size)
     tiny_tokenizer().save_pretrained(path)
     return path

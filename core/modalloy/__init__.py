@@ -21,6 +21,7 @@ Importing this package imports neither torch nor any plugin; names are loaded wh
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from modalloy.auto import register as _register
 from modalloy.benchmark import Benchmark
 from modalloy.errors import ModalloyError
 from modalloy.hookspecs import hookimpl
@@ -92,3 +93,6 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'modalloy' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+_register()  # last: it may import what imports this package

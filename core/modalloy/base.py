@@ -18,6 +18,7 @@ from modalloy.errors import (
     MissingComponentError,
     UnknownNameError,
 )
+from modalloy.families import base_problem
 from modalloy.parent import Fingerprint
 from modalloy.smollm2 import NAME as SMOLLM2
 from modalloy.smollm2 import smollm2
@@ -52,8 +53,20 @@ class Base:
         return fingerprint(self.path)
 
     def config(self) -> "PretrainedConfig":
-        """Return its configuration, without what would run foreign code."""
-        return load_config(self.path)
+        """Return its configuration, without what would run foreign code.
+
+        Raises:
+            FormatError: Parents cannot be composed over a model of its architecture.
+        """
+        config = load_config(self.path)
+        problem = base_problem(config)
+        if problem:
+            raise FormatError(
+                f"{self.path}: modalloy cannot compose over a model of type "
+                f"{config.model_type!r}: {problem}",
+                path=self.path,
+            )
+        return config
 
     def model(self, dtype: "torch.dtype | str" = "auto") -> "PreTrainedModel":
         """Return the model in eval mode on the CPU.
@@ -62,7 +75,8 @@ class Base:
             dtype: Of the weights; ``"auto"`` is the one that they are stored in.
 
         Raises:
-            FormatError: Tensors that the architecture has are not in the files.
+            FormatError: Tensors that the architecture has are not in the files, or parents cannot
+                be composed over it.
         """
         from transformers import AutoModelForCausalLM
 

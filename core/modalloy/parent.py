@@ -46,6 +46,8 @@ _READ_SUFFIXES = (".json", ".safetensors")
 STRATEGIES = ("decoupled", "naive")
 
 _check_strategy = attrs.validators.in_(STRATEGIES)
+# A damaged or hostile number must not become an allocation.
+_check_count = attrs.validators.and_(attrs.validators.ge(0), attrs.validators.le(1 << 16))
 
 
 def check_requirement(_: object, attribute: "attrs.Attribute[Any]", value: str | None) -> None:
@@ -135,8 +137,8 @@ class ParentManifest:
     strategy: str = attrs.field(validator=_check_strategy)
     encoder: ComponentConfig
     connector: ComponentConfig
-    prefix_tokens: int = 0
-    suffix_tokens: int = 0
+    prefix_tokens: int = attrs.field(default=0, validator=_check_count)
+    suffix_tokens: int = attrs.field(default=0, validator=_check_count)
     files: dict[str, str] = attrs.Factory(dict)
     licence: str = "unknown"
     requires: str | None = attrs.field(default=None, validator=check_requirement)

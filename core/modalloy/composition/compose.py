@@ -1,6 +1,6 @@
 """Composing: choose parents, check them against the base, put everything together."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,24 +10,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from modalloy.base import resolve_base
+from modalloy.base import Base, resolve_base
 from modalloy.composition.coefficients import Spec, make_coefficients
 from modalloy.composition.configuration import ModalloyConfig, check_dtype
 from modalloy.composition.directory import read_directory
-from modalloy.composition.layers import fill_streams, linear_layers, summarise
+from modalloy.composition.fitting import fit_delta, without_embedding
+from modalloy.composition.layers import fill_streams, linear_layers
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
+from modalloy.composition.patterns import summarise
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.composition.record import provenance
 from modalloy.composition.selection import Chosen, choose_parents
-from modalloy.deltas.lowrank import LowRankDelta, read_adapter
+from modalloy.deltas.lowrank import LowRankDelta
+from modalloy.deltas.whole import read_stream
 from modalloy.errors import FormatError, SpecError
 from modalloy.merging.merged import Merged, complete_options, run_merge
 from modalloy.modality import MERGED, Modality, resolve
-from modalloy.parent import CONNECTOR_FILE, ENCODER_FILE, MODALITY_ADAPTER, TEXT_ADAPTER
+from modalloy.parent import CONNECTOR_FILE, ENCODER_FILE
 from modalloy.registry import Registry
 
 FIRST_FREE_TYPE_ID = 5
 """Token types from here on are assigned per composition; those below are reserved."""
+
+_MOST = 1 << 16
+"""Tokens of an input, and features of a token, that a file may claim."""
 
 
 class Composition(NamedTuple):
@@ -85,8 +91,10 @@ def compose(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked wherever it stands
     language_model = opened.model(dtype)
-    text = {one.modality: read_adapter(one.directory / TEXT_ADAPTER) for one in chosen}
-    own = {one.modality: _own_delta(one, text) for one in chosen} if kind.decoupled else {}
+    text = {one.modality: _read(one, "text", opened, language_model) for one in chosen}
+    own = {}
+    if kind.decoupled:
+        own = {one.modality: _own_delta(one, text, opened, language_model) for one in chosen}
     merged = run_merge(kind, text, own, options, progress)
     entries = describe_modalities(registry, chosen, tokenizer)
     config = ModalloyConfig(
@@ -172,14 +180,7 @@ def describe_modalities(
         known = tokenizer.get_vocab()
         if spec.placeholder not in known:
             tokenizer.add_tokens([spec.placeholder], special_tokens=True)
-        encoder = registry.encoder(manifest.encoder.type, requires=manifest.requires)
-        if encoder.modality != one.modality:
-            raise SpecError(
-                f"parent {one.source}: encoder {encoder.name!r} takes {encoder.modality!r} inputs, "
-                f"the parent's modality is {one.modality!r}",
-                subject=one.source,
-            )
-        shape = tuple(resolve(encoder.output_shape)(manifest.encoder.config))
+        shape = _encoder_shape(registry, one)
         connector = registry.connector(manifest.connector.type)
         tokens = shape[0]
         if connector.output_tokens is not None:
@@ -202,6 +203,32 @@ def describe_modalities(
     return entries
 
 
+def _encoder_shape(registry: Registry, one: Chosen) -> tuple[int, int]:
+    """Return (K, F) of a parent's encoder, from its plugin or, where none has it, its manifest."""
+    entry = one.manifest.encoder
+    if entry.shape is not None and entry.type not in registry.encoders:
+        return _check_shape(one, entry.shape)
+    encoder = registry.encoder(entry.type, requires=one.manifest.requires)
+    if encoder.modality != one.modality:
+        raise SpecError(
+            f"parent {one.source}: encoder {encoder.name!r} takes {encoder.modality!r} inputs, "
+            f"the parent's modality is {one.modality!r}",
+            subject=one.source,
+        )
+    tokens, features = resolve(encoder.output_shape)(entry.config)
+    return tokens, features
+
+
+def _check_shape(one: Chosen, shape: Sequence[int]) -> tuple[int, int]:
+    if len(shape) != 2 or not all(0 < size <= _MOST for size in shape):  # noqa: PLR2004
+        raise SpecError(
+            f"parent {one.source}: the encoder's shape must be [tokens, features], each from 1 to "
+            f"{_MOST}; found {list(shape)}",
+            subject=one.source,
+        )
+    return shape[0], shape[1]
+
+
 def _check_distinct(specs: Mapping[str, Modality]) -> None:
     for attribute in ("content_type", "placeholder", "token_type_id"):
         seen: dict[Any, str] = {}
@@ -216,15 +243,24 @@ def _check_distinct(specs: Mapping[str, Modality]) -> None:
             seen[value] = name
 
 
-def _own_delta(one: Chosen, text: Mapping[str, LowRankDelta]) -> LowRankDelta:
+def _read(one: Chosen, stream: str, base: Base, language_model: PreTrainedModel) -> LowRankDelta:
+    return fit_delta(read_stream(one.directory, stream, base), language_model)
+
+
+def _own_delta(
+    one: Chosen,
+    text: Mapping[str, LowRankDelta],
+    base: Base,
+    language_model: PreTrainedModel,
+) -> LowRankDelta:
     """Return the delta of a parent's modality stream.
 
     A naive parent's only delta serves both its streams: post-hoc decoupling, what ModelCompose
     calls ``convert``.
     """
     if one.manifest.strategy == "naive":
-        return text[one.modality]
-    return read_adapter(one.directory / MODALITY_ADAPTER)
+        return without_embedding(text[one.modality], language_model)
+    return without_embedding(_read(one, "modality", base, language_model), language_model)
 
 
 def _describe_deltas(
@@ -242,15 +278,15 @@ def _describe_deltas(
     Raises:
         DeltaError: A delta has no place in the base.
     """
-    linears = list(linear_layers(language_model))
+    known = list(linear_layers(language_model)), [n for n, _ in language_model.named_parameters()]
     if merged.text is not None:
-        config.merged_delta = summarise(merged.text, linears)
+        config.merged_delta = summarise(merged.text, *known)
     owns = own if merged.own is None else merged.own
     for name, entry in config.modalities.items():
         if name in config.text_deltas():
-            entry["text_delta"] = summarise(text[name], linears)
+            entry["text_delta"] = summarise(text[name], *known)
         if name in owns:
-            entry["modality_delta"] = summarise(owns[name], linears)
+            entry["modality_delta"] = summarise(owns[name], *known)
     held = {MERGED: merged.text} if merged.text is not None else {}
     held |= {name: delta for name, delta in text.items() if name in config.text_deltas()}
     return held, owns

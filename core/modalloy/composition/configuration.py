@@ -23,10 +23,10 @@ _not_huge = attrs.validators.le(1 << 16)
 
 @attrs.frozen(kw_only=True)
 class DeltaEntry:
-    """Which modules a delta reaches, see :func:`modalloy.composition.layers.summarise`."""
+    """Which modules a delta reaches, see :mod:`modalloy.composition.patterns`."""
 
     module: str
-    rank: int = attrs.field(validator=[attrs.validators.ge(1), _not_huge])
+    rank: int = attrs.field(validator=[attrs.validators.ge(0), _not_huge])
     scale: float
 
 
@@ -73,7 +73,7 @@ class ModalloyConfig(PreTrainedConfig):
             included), ``prefix_tokens``, ``suffix_tokens``, ``encoder`` and ``connector``
             (``type``, ``config``), ``requires``, ``text_delta`` and ``modality_delta`` (patterns
             of module names with rank and scale, see
-            :mod:`modalloy.composition.layers`; ``modality_delta`` is ``None`` unless decoupled).
+            :mod:`modalloy.composition.patterns`; ``modality_delta`` is ``None`` unless decoupled).
         method: Name of the merge method.
         method_options: The options that it ran with.
         decoupled: Whether a modality's tokens run on its own delta.
@@ -137,8 +137,11 @@ class ModalloyConfig(PreTrainedConfig):
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
             # transformers sets the attention of sub-configurations from ours, even where ours
             # is not set: an opened base would lose its own, and its causal mask with it.
-            for key in ("attn_implementation", "experts_implementation"):
-                kwargs.setdefault(key, getattr(self.text_config, f"_{key}", None))
+            attention = getattr(self.text_config, "_attn_implementation", None)
+            kwargs.setdefault("attn_implementation", attention)
+            # The same for experts, which the composition itself has none of: transformers asks the
+            # class that holds the configuration whether it can run them.
+            kwargs.setdefault("experts_implementation", {"": None})
         super().__post_init__(**kwargs)
 
     def _check_merged(self) -> None:

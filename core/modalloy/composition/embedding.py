@@ -10,7 +10,9 @@ from transformers import GenerationConfig
 from modalloy.composition.caches import NAMES
 from modalloy.composition.configuration import ModalloyConfig
 from modalloy.composition.encoders import EncoderStore
-from modalloy.composition.streams import check_types
+from modalloy.composition.folding import Folding
+from modalloy.composition.streams import Routing, StreamRouter, check_types, route
+from modalloy.composition.vectors import StreamEmbedding
 from modalloy.errors import InputError
 from modalloy.modality import TEXT_TYPE_ID
 
@@ -40,6 +42,11 @@ class MediaEmbedding:
     type_ids: dict[str, int]
     device: torch.device
     get_input_embeddings: Callable[[], nn.Module]
+    coefficients: Any
+    trial: torch.Tensor | None
+    router: StreamRouter
+    head_router: StreamRouter | None
+    folding: Folding
 
     def encode(self, modality: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Turn preprocessed inputs into embeddings.
@@ -64,8 +71,53 @@ class MediaEmbedding:
         like = next(connector.parameters())
         return connector(features.to(device=like.device, dtype=like.dtype))
 
+    def route(self, types: torch.Tensor, present: torch.Tensor) -> Routing:
+        """Return the streams of the tokens of a pass.
+
+        Args:
+            types: ``(B, T)`` ``mm_token_type_ids`` of its tokens.
+            present: ``(B, M)`` bool: modalities in each row's whole prompt.
+        """
+        decoupled, trial = self.config.decoupled, self.trial
+        return route(
+            types, present, self.type_ids, self.coefficients, decoupled=decoupled, trial=trial
+        )
+
+    def start_pass(
+        self, types: torch.Tensor, present: torch.Tensor, cached: int, keep: int | torch.Tensor
+    ) -> None:
+        """Tell the stream-aware layers which streams the tokens of the coming pass are on.
+
+        Args:
+            types: ``(B, T)``, as in :meth:`route`.
+            present: ``(B, M)``, as in :meth:`route`.
+            cached: Tokens in the cache.
+            keep: ``logits_to_keep`` of the pass.
+        """
+        self.router.routing = self.route(types, present)
+        self.folding.before_pass(self.router, cached=cached)
+        if self.head_router is not None:
+            columns = slice(-keep if keep else None, None) if isinstance(keep, int) else keep
+            self.head_router.routing = self.route(types[:, columns], present)
+            self.head_router.runs_folded = self.router.runs_folded
+
+    def end_pass(self) -> None:
+        """Forget the streams of the pass."""
+        for router in (self.router, self.head_router):
+            if router is not None:
+                router.clear()
+
+    def present(self, types: torch.Tensor) -> torch.Tensor:
+        """Return ``(B, M)`` bool: which modalities the rows of ``types (B, T)`` hold inputs of."""
+        columns = [(types == value).any(dim=1) for value in self.type_ids.values()]
+        return torch.stack(columns, dim=1)
+
     def embed(
-        self, input_ids: torch.Tensor, types: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+        self,
+        input_ids: torch.Tensor,
+        types: torch.Tensor,
+        inputs: Mapping[str, torch.Tensor],
+        present: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the embeddings of a prompt, inputs in place of their placeholders.
 
@@ -74,6 +126,8 @@ class MediaEmbedding:
             types: ``(B, T)`` ``mm_token_type_ids``.
             inputs: ``<modality>_<tensor>``: preprocessed inputs ``(N, ...)``, or
                 ``<modality>_features (N, K, F)`` where they were encoded before.
+            present: ``(B, M)`` bool: modalities of the whole prompts, where ``input_ids`` are a
+                part of them; read off ``types`` if left out.
 
         Returns:
             ``(B, T, D)``.
@@ -84,7 +138,12 @@ class MediaEmbedding:
         """
         # Placeholders may have ids beyond the embedding; their rows are overwritten or unused.
         text = torch.where(types == TEXT_TYPE_ID, input_ids, 0)
-        embeds = self.get_input_embeddings()(text)
+        embedding = self.get_input_embeddings()
+        if isinstance(embedding, StreamEmbedding):
+            routing = self.route(types, self.present(types) if present is None else present)
+            embeds = embedding(text, routing)
+        else:
+            embeds = embedding(text)
         groups = self._by_modality(inputs)
         for name, value in self.type_ids.items() if bool(types.any()) else ():
             if name not in groups and bool((types == value).any()):

@@ -15,12 +15,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from modalloy.composition.coefficients import order_groups
+from modalloy.composition.patterns import expand_patterns, expand_tensors
 from modalloy.composition.streams import OwnLayout, Routing, StackLayout, StreamRouter
+from modalloy.composition.vectors import TensorStreams, fill_tensor, insert_tensor_streams
 from modalloy.deltas.lowrank import LowRankDelta
 from modalloy.errors import DeltaError, InputError
 
 Entries = Mapping[str, Iterable[Mapping[str, Any]]]
-"""Patterns of deltas (module, rank, scale) by group or modality, see :func:`summarise`."""
+"""Patterns of deltas (module, rank, scale) by group or modality, see
+:func:`modalloy.composition.patterns.summarise`."""
 
 
 class StreamLinear(nn.Linear):
@@ -39,6 +42,7 @@ class StreamLinear(nn.Linear):
         own_layout: Their ranks and scales.
         layer: Number of the decoder layer that it is in; -1 outside of them, which has the last
             layer's coefficients.
+        bias_streams: Deltas of the bias by stream, if there are any.
         router: Shared by all layers of the model.
         folded: ``(O, I)``, weight and text deltas as one, for decoding; see
             :mod:`modalloy.composition.folding`.
@@ -62,6 +66,7 @@ class StreamLinear(nn.Linear):
         self.layer = layer
         self.own_layout: OwnLayout = tuple((name, *modality[name]) for name in sorted(modality))
         self.modality_scale = {name: scale for name, (_, scale) in modality.items()}
+        self.bias_streams: TensorStreams | None = None
         self.folded: torch.Tensor | None
         self.register_buffer("folded", None, persistent=False)
 
@@ -85,6 +90,15 @@ class StreamLinear(nn.Linear):
         Raises:
             InputError: ``x`` has another number of rows than the pass under way.
         """
+        out = self._product(x)
+        mixed = None if self.bias_streams is None else self.bias_streams.mixed()
+        if mixed is None:
+            return out
+        wide = mixed if len(mixed) == 1 else mixed.view(out.shape)
+        return out + wide.to(out.dtype)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output with the base's bias."""
         routing = self.router.routing
         folded = self.folded if self.router.runs_folded else None
         if folded is not None and routing.all_text:
@@ -181,15 +195,24 @@ def insert_streams(model: nn.Module, text: Entries, own: Entries) -> StreamRoute
         The router that the layers share.
 
     Raises:
-        DeltaError: A delta names a module that the model lacks or that is not a linear layer.
+        DeltaError: A delta names a module that the model lacks or that is not a linear layer, or a
+            tensor that cannot depend on the stream.
     """
     linears = linear_layers(model)
     texts, owns = (
         {name: expand_patterns(entries, linears) for name, entries in given.items()}
         for given in (text, own)
     )
+    parameters = [name for name, _ in model.named_parameters()]
+    text_tensors, own_tensors = (
+        {name: expand_tensors(entries, parameters) for name, entries in given.items()}
+        for given in (text, own)
+    )
+    reached = {m for table in (*texts.values(), *owns.values()) for m in table}
+    tensors = {t for names in (*text_tensors.values(), *own_tensors.values()) for t in names}
+    reached |= {t.removesuffix(".bias") for t in tensors if t.removesuffix(".bias") in linears}
     router = StreamRouter()
-    for module in sorted({m for table in (*texts.values(), *owns.values()) for m in table}):
+    for module in sorted(reached):
         layout = tuple(
             (index, *table[module]) for index, table in enumerate(texts.values()) if module in table
         )
@@ -198,67 +221,23 @@ def insert_streams(model: nn.Module, text: Entries, own: Entries) -> StreamRoute
         layer = numbers[0] if numbers else -1
         stream = StreamLinear(linears[module], router, layout, modality, layer)
         model.set_submodule(module, stream)
+    insert_tensor_streams(model, router, dict(enumerate(text_tensors.values())), own_tensors)
     return router
 
 
-def summarise(delta: LowRankDelta, linears: Iterable[str]) -> list[dict[str, Any]]:
-    """Return a delta's modules, ranks and scales as patterns, for the configuration.
+def separate_head(model: Any) -> StreamRouter | None:
+    """Give a stream-aware head a router of its own: it runs on the tokens whose logits are kept.
 
-    A layer number becomes ``*`` where the delta reaches that module in every layer of the model
-    with one rank and scale; other modules stand by name.
-
-    Args:
-        delta: The delta.
-        linears: Names of the model's linear layers.
-
-    Raises:
-        DeltaError: The delta names a module that is not among them.
+    Returns:
+        That router, or ``None`` where no delta reaches the head.
     """
-    everywhere: dict[str, set[str]] = {}
-    for name in linears:
-        everywhere.setdefault(_star(name), set()).add(name)
-    groups: dict[str, dict[str, tuple[int, float]]] = {}
-    for name, pair in delta.pairs.items():
-        if name not in everywhere.get(_star(name), ()):
-            raise DeltaError(
-                f"the delta of {name!r} has no place: the base has no linear layer of that name",
-                tensor=name,
-            )
-        groups.setdefault(_star(name), {})[name] = (pair.rank, pair.scale)
-    entries: list[dict[str, Any]] = []
-    for star, members in groups.items():
-        uniform = members.keys() == everywhere[star] and len(set(members.values())) == 1
-        named = {star: next(iter(members.values()))} if uniform else members
-        entries += [{"module": n, "rank": rank, "scale": s} for n, (rank, s) in named.items()]
-    return entries
-
-
-def expand_patterns(
-    entries: Iterable[Mapping[str, Any]], linears: Iterable[str]
-) -> dict[str, tuple[int, float]]:
-    """Return rank and scale by module name: the inverse of :func:`summarise`.
-
-    Raises:
-        DeltaError: A pattern matches no linear layer of the model.
-    """
-    by_star: dict[str, list[str]] = {}
-    for name in linears:
-        by_star.setdefault(_star(name), []).append(name)
-        by_star.setdefault(name, [name])
-    table: dict[str, tuple[int, float]] = {}
-    for entry in entries:
-        pattern = entry["module"]
-        if pattern not in by_star:
-            raise DeltaError(
-                f"config.json: {pattern!r} matches no linear layer of the base", tensor=pattern
-            )
-        table |= dict.fromkeys(by_star[pattern], (entry["rank"], float(entry["scale"])))
-    return table
-
-
-def _star(name: str) -> str:
-    """Return a module's name with ``*`` in place of its layer number."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+    head = model.get_output_embeddings()
+    if not isinstance(head, StreamLinear):
+        return None
+    router = head.router = StreamRouter()
+    if head.bias_streams is not None:
+        head.bias_streams.router = router
+    return router
 
 
 def fill_streams(
@@ -297,6 +276,9 @@ def fill_streams(
                 with torch.no_grad():
                     a.copy_(pair.A)
                     b.copy_(pair.B)
+            for name, tensor in table[parent].tensors.items() if parent in table else ():
+                group = None if kind == "modality" else groups.index(parent)
+                fill_tensor(model, name, group, parent, tensor)
 
 
 def _place(

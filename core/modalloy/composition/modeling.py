@@ -1,8 +1,8 @@
 """The composed model: one language model, with an encoder and a connector per modality."""
 
+import inspect
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,15 +27,19 @@ from modalloy.composition.connecting import build_connector
 from modalloy.composition.embedding import MediaEmbedding
 from modalloy.composition.encoders import EncoderStore
 from modalloy.composition.folding import Folding
-from modalloy.composition.layers import insert_streams
+from modalloy.composition.layers import insert_streams, separate_head
 from modalloy.composition.loss import labelled_columns, labelled_loss
+from modalloy.composition.offloading import PlacedModel
+from modalloy.composition.storage import StoredModel, opening_registry
 from modalloy.composition.streams import route
 from modalloy.errors import InputError
 from modalloy.modality import TEXT_TYPE_ID
 from modalloy.registry import Registry
 
 
-class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, GenerationMixin):
+class ModalloyForConditionalGeneration(  # type: ignore[misc, override]  # mixins come first
+    StoredModel, PlacedModel, MediaEmbedding, PreTrainedModel, GenerationMixin
+):
     """Base, connectors and streams of a composition.
 
     Encoders are not among its parameters: each is opened when an input of its modality is first
@@ -45,6 +49,8 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         language_model: The base as transformers opened it, with stream-aware layers.
         connectors: :class:`~modalloy.composition.connecting.ModalityConnector` by modality.
         router: What the stream-aware layers share.
+        head_router: What the head has of its own, which runs on the tokens whose logits are kept;
+            ``None`` where no delta reaches it.
         encoders: Opens and keeps the encoders.
         provenance: What ``modalloy.json`` holds.
         folding: When text tokens run on folded weights; its ``limit`` bounds their memory.
@@ -69,11 +75,12 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         registry: Registry | None = None,
     ) -> None:
         super().__init__(config)
-        registry = registry or Registry.discover()
+        registry = registry or opening_registry() or Registry.discover()
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.router = insert_streams(
             self.language_model, config.text_deltas(), config.modality_deltas()
         )
+        self.head_router = separate_head(self.language_model)
         self.encoders = EncoderStore(config.modalities, registry)
         hidden = int(config.get_text_config().hidden_size)
         self.connectors = nn.ModuleDict(
@@ -82,6 +89,8 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
                 for name, entry in config.modalities.items()
             }
         )
+        takes = inspect.signature(self.language_model.forward).parameters
+        self._takes_positions = "position_ids" in takes
         self.provenance: dict[str, Any] = {}
         self.folding = Folding(self.language_model)
         self.trial: torch.Tensor | None = None
@@ -115,6 +124,11 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
             self.provenance = {**self.provenance, "coefficients": self.config.coefficients}
         self.folding.drop()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Say that weights are initialised as those of transformers' own models are."""
+        return False
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the base's token embedding."""
         return self.language_model.get_input_embeddings()
@@ -133,6 +147,7 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         cache: Any = None,
         past_key_values: Any = None,
         labels: torch.Tensor | None = None,
@@ -171,34 +186,29 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         cache = past_key_values if cache is None else cache
         cached = 0 if cache is None else int(cache.get_seq_length())
         self._check_history(types, cached, length)
-        present = [(types == value).any(dim=1) for value in self.type_ids.values()]
+        present = self.present(types)
         types = types[:, -length:]
         if input_ids is not None:
-            inputs_embeds = self.embed(input_ids, types, media)
+            inputs_embeds = self.embed(input_ids, types, media, present=present)
         elif media:
             raise InputError(f"inputs_embeds leave no place for {', '.join(media)}")
-        self.router.routing = route(
-            types,
-            torch.stack(present, dim=1),
-            self.type_ids,
-            self.coefficients,
-            decoupled=self.config.decoupled,
-            trial=self.trial,
-        )
-        self.folding.before_pass(self.router, cached=cached)
         items = kwargs.pop("num_items_in_batch", None)
+        positions = {"position_ids": position_ids} if self._takes_positions else {}
         columns = None if labels is None else labelled_columns(labels)
+        keep = logits_to_keep if columns is None else columns
+        self.start_pass(types, present, cached, keep)
         try:
             outputs = self.language_model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 **{CACHE: cache},
-                logits_to_keep=logits_to_keep if columns is None else columns,
+                **positions,
+                logits_to_keep=keep,
                 **kwargs,
             )
         finally:
             if not (self.language_model.training and torch.is_grad_enabled()):
-                self.router.clear()  # no layer will be recomputed in a backward pass
+                self.end_pass()  # no layer will be recomputed in a backward pass
         if labels is not None and columns is not None:
             outputs.loss = labelled_loss(outputs.logits, labels[:, columns + 1], items)
         return outputs
@@ -286,14 +296,17 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
         types = self.token_types(input_ids, embeds, types)
         if input_ids is not None:
             config = generation_config or self.generation_config
-            pad, end = config.pad_token_id or 0, config.eos_token_id
+            end = config.eos_token_id
+            ends = end if isinstance(end, list) else [end]
+            pad = next((one for one in (config.pad_token_id, *ends) if one is not None), 0)
             if kwargs.get("attention_mask") is None and not cached:
                 # Told from the ids as they were given: placeholders look like padding below.
-                padded = config.pad_token_id not in (end if isinstance(end, list) else [end])
+                padded = config.pad_token_id not in (None, *ends)
                 mask = input_ids != pad if padded else torch.ones_like(input_ids)
                 kwargs["attention_mask"] = mask.long()
             if embeds is None:
-                new = self.embed(input_ids[:, cached:], types[:, cached:], media)
+                here = self.present(types)
+                new = self.embed(input_ids[:, cached:], types[:, cached:], media, present=here)
                 embeds = new.new_zeros(new.shape[0], cached, new.shape[2])  # never looked at
                 embeds = torch.cat([embeds, new], dim=1)
             kwargs["input_ids"] = torch.where(types == TEXT_TYPE_ID, input_ids, pad)
@@ -304,12 +317,3 @@ class ModalloyForConditionalGeneration(MediaEmbedding, PreTrainedModel, Generati
             mm_token_type_ids=types,
             **kwargs,
         )
-
-    def save_pretrained(  # type: ignore[override]  # as above
-        self, save_directory: str | Path, *args: Any, **kwargs: Any
-    ) -> None:
-        """Save as transformers does, with ``modalloy.json`` and the encoders' own files."""
-        from modalloy.composition.directory import write_extras
-
-        super().save_pretrained(save_directory, *args, **kwargs)
-        write_extras(self, Path(save_directory))

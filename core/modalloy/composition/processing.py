@@ -16,6 +16,27 @@ from modalloy.registry import Registry
 Conversation = Sequence[Mapping[str, Any]]
 
 
+_ALWAYS = frozenset({"padding", "return_dict", "return_tensors"})
+"""Arguments that change nothing: a dict of padded tensors is returned whatever they say."""
+
+
+class ModelInputs(BatchFeature):
+    """Tensors of a prompt, as a composition's ``forward`` and ``generate`` take them."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "ModelInputs":
+        """Move the tensors to a device; their dtypes stay.
+
+        A pipeline casts a model's inputs to its dtype. Of ours only those of the encoders are
+        floating, and encoders run in float32 whatever the composition runs in.
+        """
+        device = kwargs.get("device")
+        if device is None:
+            device = next((one for one in args if not isinstance(one, torch.dtype)), None)
+        if device is not None:
+            super().to(device, non_blocking=kwargs.get("non_blocking", False))
+        return self
+
+
 class ModalloyProcessor(ProcessorMixin):
     """Lays out prompts for a composition.
 
@@ -59,6 +80,15 @@ class ModalloyProcessor(ProcessorMixin):
         data.pop("_registry", None)
         return data
 
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        push_to_hub: bool = False,  # noqa: FBT001, FBT002 - as in transformers
+        **kwargs: Any,
+    ) -> Any:
+        """Save as transformers does, which takes no path where it also pushes."""
+        return super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
+
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors that every prompt has."""
@@ -91,8 +121,14 @@ class ModalloyProcessor(ProcessorMixin):
             LimitError: An input is larger than its modality allows.
             MissingComponentError: An encoder is not installed.
         """
-        for key in ("return_dict", "return_tensors", "padding"):
-            kwargs.pop(key, None)  # always a dict of padded tensors
+        for key in _ALWAYS:
+            kwargs.pop(key, None)
+        unknown = (kwargs.pop("processor_kwargs", None) or {}).keys() - _ALWAYS
+        if unknown:
+            raise InputError(
+                f"processor_kwargs holds {', '.join(sorted(unknown))}, which change nothing here: "
+                "how inputs are read and preprocessed is part of the composition"
+            )
         if not conversation:
             raise InputError("there is no conversation; give messages, or a list of conversations")
         if not (chat_template or self.chat_template or self.tokenizer.chat_template):
@@ -119,14 +155,14 @@ class ModalloyProcessor(ProcessorMixin):
             return texts[0] if single else texts
         return self.encode_prompts(texts, inputs)
 
-    def __call__(self, text: str | Sequence[str] | None = None, **inputs: Any) -> BatchFeature:
+    def __call__(self, text: str | Sequence[str] | None = None, **inputs: Any) -> ModelInputs:
         """Lay out prompts given as text.
 
         Args:
             text: Prompts; each modality's content type in angle brackets, such as ``<image>``,
                 stands for one input.
             **inputs: Lists of inputs by content type, in prompt order, as in
-                ``processor("<image>What is this?", image=["cat.png"])``.
+                ``processor("<image>What is this?", image=["cat.png"])``; ``images`` will do too.
 
         Returns:
             As :meth:`apply_chat_template`.
@@ -135,19 +171,13 @@ class ModalloyProcessor(ProcessorMixin):
             InputError: A content type is unknown, inputs and marks differ in number, or a prompt
                 holds a placeholder.
         """
-        for key in ("return_tensors", "padding"):
-            inputs.pop(key, None)  # always padded tensors
+        for key in _ALWAYS:
+            inputs.pop(key, None)
         texts = [text] if isinstance(text, str) else list(text or [])
         if not texts:
             raise InputError("there is no prompt; give a text, or a list of texts")
-        queues = {kind: _as_list(values) for kind, values in inputs.items() if values is not None}
         by_type = {entry["content_type"]: name for name, entry in self.modalities.items()}
-        unknown = sorted(queues.keys() - by_type.keys())
-        if unknown:
-            raise InputError(
-                f"no modality of this composition takes {', '.join(unknown)}; it takes "
-                f"{', '.join(sorted(by_type))}"
-            )
+        queues = _queues(inputs, by_type)
         laid_out, found = [], []
         for prompt in texts:
             parts = _split_marks(prompt, by_type)
@@ -168,7 +198,7 @@ class ModalloyProcessor(ProcessorMixin):
 
     def encode_prompts(
         self, texts: Sequence[str], inputs: Sequence[tuple[str, Any]]
-    ) -> BatchFeature:
+    ) -> ModelInputs:
         """Tokenise laid-out prompts and preprocess their inputs.
 
         Args:
@@ -185,7 +215,7 @@ class ModalloyProcessor(ProcessorMixin):
         data = {key: encoded[key] for key in ("input_ids", "attention_mask")}
         data["mm_token_type_ids"] = self.token_types(data["input_ids"])
         data |= self.preprocess(inputs)
-        return BatchFeature(data)
+        return ModelInputs(data)
 
     def token_types(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return ``mm_token_type_ids (B, T)`` of ids ``(B, T)``."""
@@ -235,6 +265,28 @@ def _split_marks(prompt: str, by_type: Mapping[str, str]) -> list[str]:
 def _interleave(part: str, kind: str) -> list[str]:
     pieces = part.split(f"<{kind}>")
     return [item for piece in pieces for item in (piece, kind)][:-1]
+
+
+def _queues(inputs: Mapping[str, Any], by_type: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Return lists of inputs by content type; transformers says ``images`` and ``videos``."""
+    queues: dict[str, list[Any]] = {}
+    unknown = []
+    for key, values in inputs.items():
+        kind = key[:-1] if key not in by_type and key[:-1] in by_type else key
+        if values is None:
+            continue
+        if kind in queues:
+            raise InputError(f"{kind} inputs are given twice; give them under one name")
+        if kind in by_type:
+            queues[kind] = _as_list(values)
+        else:
+            unknown.append(key)
+    if unknown:
+        raise InputError(
+            f"no modality of this composition takes {', '.join(sorted(unknown))}; it takes "
+            f"{', '.join(sorted(by_type))}"
+        )
+    return queues
 
 
 def _as_list(values: Any) -> list[Any]:

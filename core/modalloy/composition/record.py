@@ -87,12 +87,12 @@ def _accounting(
         name = one.modality
         deltas = [("text delta", text, _text_fate(model, merged))]
         if model.config.decoupled:
-            shared = own.get(name) is text.get(name)
+            shared = one.manifest.strategy == "naive"
             fate = "kept as its own stream" if merged.own is None else "replaced by the merge"
             fate += " (post-hoc: the text delta)" if shared else ""
             deltas.append(("modality delta", own, fate))
         for part, table, fate in deltas:
-            count = 2 * len(table[name].pairs)
+            count = table[name].count
             rows.append({"source": one.source, "part": part, "tensors": count, "fate": fate})
         connector = len(model.connectors[name].state_dict())
         rows.append(
@@ -105,7 +105,7 @@ def _accounting(
     made += [(f"{name} delta", delta) for name, delta in sorted((merged.own or {}).items())]
     for part, delta in made:
         if delta is not None:
-            count, source = 2 * len(delta.pairs), f"method {model.config.method}"
+            count, source = delta.count, f"method {model.config.method}"
             rows.append({"source": source, "part": part, "tensors": count, "fate": "made here"})
     return rows
 

@@ -1,0 +1,81 @@
+"""Compositions whose parts accelerate places (``device_map``), and keeps elsewhere until used.
+
+accelerate brings a module's own parameters to its device when the module is called, and takes them
+away afterwards. A stream-aware layer reads parameters of modules inside it that are never called,
+so its hook has to bring those along. And what is there only while a layer runs cannot be folded.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from modalloy.composition.folding import Folding
+from modalloy.composition.layers import StreamLinear
+from modalloy.composition.vectors import StreamEmbedding, StreamNorm
+
+WHOLE = (StreamEmbedding, StreamLinear, StreamNorm)
+"""Layers that are brought with all that is inside them."""
+
+
+class PlacedModel:
+    """Where a composed model's parts are, see the class that mixes this in.
+
+    Attributes:
+        connectors: Connector by modality.
+        folding: Of the language model.
+    """
+
+    connectors: nn.ModuleDict
+    folding: Folding
+    _no_split_modules = tuple(kind.__name__ for kind in WHOLE)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "hf_device_map":  # the last that accelerate sets, its hooks in place
+            self._settle()
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the weights, or the one that accelerate starts on."""
+        if hasattr(self, "hf_device_map"):
+            return execution_device(self)  # type: ignore[arg-type]  # it is a module
+        device: torch.device = super().device  # type: ignore[misc]  # of transformers' class
+        return device
+
+    def connect(self, modality: str, features: torch.Tensor) -> torch.Tensor:
+        """Turn an encoder's features ``(N, K, F)`` into embeddings ``(N, tokens, D)``."""
+        connector = self.connectors[modality]
+        dtype = next(connector.parameters()).dtype
+        return connector(features.to(device=execution_device(connector), dtype=dtype))
+
+    def _settle(self) -> None:
+        """Have stream-aware layers brought whole; where any are, fold nothing."""
+        whole = [m for m in self.modules() if isinstance(m, WHOLE)]  # type: ignore[attr-defined]
+        for module in whole:
+            hook = getattr(module, "_hf_hook", None)
+            if getattr(hook, "offload", False):
+                self.folding.drop()
+                self.folding.limit = 0
+                _bring_whole(module, hook)
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Return where a module runs, wherever its weights are kept meanwhile."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
+
+
+def _bring_whole(module: nn.Module, hook: Any) -> None:
+    """Put one hook on a module, in place of one on each of the modules in it."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+
+    if hook.place_submodules:
+        return
+    kept = ("execution_device", "io_same_device", "weights_map", "skip_keys", "tied_params_map")
+    settings = {name: getattr(hook, name) for name in kept}
+    remove_hook_from_module(module, recurse=True)
+    add_hook_to_module(module, AlignDevicesHook(offload=True, place_submodules=True, **settings))
