@@ -4,31 +4,45 @@ What is read is what transformers itself implements; no key of the file can make
 not installed already.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modalloy.checkpoints.safe_files import check_files, read_object
 from modalloy.errors import FormatError
+from modalloy.families import base_instead, is_multimodal
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 CONFIG_FILE = "config.json"
 
-# What a file must not decide: which code runs. The caller chooses an attention implementation.
-_CODE_KEYS = re.compile(r"auto_map|trust_remote_code|_?(attn|experts)_implementation\w*")
+# What a file must not decide: which code runs, which weights are read in place of those that were
+# checked, and what a configuration's own keys mean. The caller chooses an attention implementation.
+_CODE_KEYS = re.compile(
+    r"auto_map|trust_remote_code|_?(attn|experts)_implementation\w*|transformers_weights"
+    r"|use_kernels|(kernel|fusion|distributed)_config|attribute_map|sub_configs|extra_files"
+)
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+# transformers takes whatever attribute of torch has the name.
+_DTYPE = re.compile(r"(torch\.)?(bfloat16|float(16|32|64|8_e4m3fn|8_e5m2)|half|float|auto)")
+
+# How transformers writes a float that JSON has no word for, such as a mixer's time_step_limit.
+_FLOAT, _FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
     """Read ``config.json`` and leave out, at every depth, what would choose the code that runs.
 
     Raises:
-        FormatError: It is missing, or is not a JSON object.
+        FormatError: It is missing, is not a JSON object, or names a dtype that is none; or what
+            stands beside it is not as it should be.
+        UnsafePathError: A file beside it, or a name in one, leads outside ``directory``.
     """
     path = directory / CONFIG_FILE
+    check_files(directory)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_object(path)
     except FileNotFoundError as error:
         raise FormatError(
             f"{directory} is not a Hugging Face model directory: it has no {CONFIG_FILE}",
@@ -36,16 +50,34 @@ def read_config(directory: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error}", path=path) from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not valid JSON: {error}", path=path) from error
-    if not isinstance(data, dict):
-        raise FormatError(f"{path}: expected a JSON object, found {type(data).__name__}", path=path)
+    _check_dtypes(data, path)
     sanitised: dict[str, Any] = _sanitise(data)
     return sanitised
 
 
+def _check_dtypes(value: Any, path: Path) -> None:
+    """Refuse, at every depth, a dtype by a name that is none.
+
+    Raises:
+        FormatError: There is one.
+    """
+    if isinstance(value, dict):
+        for key in _DTYPE_KEYS:
+            name = value.get(key)
+            known = not isinstance(name, str) or _DTYPE.fullmatch(name)
+            if not known or isinstance(name, list | float):
+                raise FormatError(
+                    f"{path}: {key} must be such as bfloat16 or float32, found {name!r}", path=path
+                )
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            _check_dtypes(inner, path)
+
+
 def _sanitise(value: Any) -> Any:
     if isinstance(value, dict):
+        if value.keys() == {_FLOAT} and value[_FLOAT] in _FLOATS:
+            return float(value[_FLOAT])
         return {k: _sanitise(v) for k, v in value.items() if not _CODE_KEYS.fullmatch(k)}
     if isinstance(value, list):
         return [_sanitise(item) for item in value]
@@ -58,7 +90,6 @@ def load_config(directory: Path) -> "PretrainedConfig":
     Raises:
         FormatError: It is not one that transformers itself implements, or it is quantised.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, __version__
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -79,7 +110,8 @@ def load_config(directory: Path) -> "PretrainedConfig":
     known = {causal} if isinstance(causal, str) else set(causal)
     try:
         config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(data)
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        decoder = config.get_text_config(decoder=True)
+    except Exception as error:  # hundreds of classes, of which each checks in its own way
         raise FormatError(
             f"{path} does not configure a {kind} model: {error}", path=path
         ) from error
@@ -88,10 +120,12 @@ def load_config(directory: Path) -> "PretrainedConfig":
         or not architecture.endswith(("ForCausalLM", "LMHeadModel"))
         or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
         or getattr(config, "is_encoder_decoder", False)
+        or is_multimodal(architecture, kind)
+        or decoder is not config  # another configuration within it would be used
     ):
         raise FormatError(
             f"{path}: {architecture} is not a decoder-only language model of type {kind!r}; "
-            "modalloy composes over those, such as LlamaForCausalLM or Qwen3ForCausalLM",
+            + base_instead(architecture, kind),
             path=path,
         )
     if "quantization_config" in data:

@@ -20,6 +20,14 @@ def register_connectors(register: Callable[[Connector], None]) -> None:
                 build=f"modalloy.connectors.{name}:build",
             )
         )
+    register(
+        Connector(
+            name="qformer",
+            api_version=API_VERSION,
+            build="modalloy.connectors.qformer:build",
+            output_tokens="modalloy.connectors.qformer_options:output_tokens",
+        )
+    )
 
 
 @hookimpl

@@ -1,0 +1,1 @@
+"""Others' checkpoints and adapters, read as parents; and compositions written for others."""
