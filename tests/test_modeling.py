@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 import modalloy
+from modalloy.composition.coefficients import Coefficients
 from modalloy.composition.layers import StreamLinear
 from modalloy.composition.loss import IGNORED
+from modalloy.composition.streams import StreamRouter, route
 from modalloy.errors import InputError, MissingComponentError, ModalloyError
 from tiny import tiny_base
 from toy import ask, toy_parent, toy_registry
@@ -224,3 +226,19 @@ def test_the_base_stays_what_transformers_opened(places: dict[str, Path]) -> Non
     assert model.get_input_embeddings() is model.language_model.model.embed_tokens
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.get_decoder() is model.language_model.model
+
+
+def test_routing_follows_a_layer_to_its_device() -> None:
+    """What a pass over several devices needs: each gets a copy of the routing, once."""
+    coefficients = Coefficients(("a",), (0.5,))
+    types = torch.tensor([[0, 1, 1]])
+    router = StreamRouter()
+    router.routing = route(types, torch.tensor([[True]]), {"a": 1}, coefficients, decoupled=True)
+    there = router.on(torch.device("meta"))
+    assert there is router.on(torch.device("meta"))
+    assert there.types.device.type == "meta"
+    assert there.coefficients.device.type == "meta"
+    assert there.streams == router.routing.streams
+    assert router.on(torch.device("cpu")) is router.routing
+    router.routing = route(types, torch.tensor([[True]]), {"a": 1}, coefficients, decoupled=True)
+    assert router.on(torch.device("meta")) is not there

@@ -10,10 +10,14 @@ classes are imported when a composition is opened.
 
 import importlib
 import sys
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
+else:  # what Python asks of them is in their methods; the module costs 10 ms
+    Loader = MetaPathFinder = object
 
 MODEL_TYPE = "modalloy"
 """``model_type`` in ``config.json`` of a composition."""

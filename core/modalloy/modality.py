@@ -50,9 +50,14 @@ def resolve(target: Target) -> Callable[..., Any]:
         raise SpecError(f"target {target!r} cannot be loaded: {error}", subject=target) from error
 
 
+def is_name(value: object) -> bool:
+    """Whether something is lower-case words joined by ``-``, ``_`` or ``.``."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
 def check_name(instance: object, attribute: "attrs.Attribute[str]", value: str) -> None:
     """Attrs validator: lower-case words joined by ``-``, ``_`` or ``.``."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not is_name(value):
         raise SpecError(
             f"{type(instance).__name__}.{attribute.name} must be lower-case words joined by "
             f"'-', '_' or '.', such as 'vision' or 'point_cloud'; got {value!r}",

@@ -37,8 +37,10 @@ class LazyCommand:
 COMMANDS = {
     "demo": LazyCommand("modalloy.cli.demo:command", "Compose what is installed and ask it."),
     "compose": LazyCommand("modalloy.cli.compose:command", "Make one model of the modalities."),
+    "convert": LazyCommand("modalloy.cli.convert:command", "Make parents of others' checkpoints."),
     "merge": LazyCommand("modalloy.cli.merge:command", "Merge whole models by a recipe."),
     "ask": LazyCommand("modalloy.cli.ask:command", "Ask a composed model about inputs."),
+    "export": LazyCommand("modalloy.cli.export:command", "Write a composition for other tools."),
     "inspect": LazyCommand("modalloy.cli.inspect:command", "Show a parent or a composition."),
     "evaluate": LazyCommand("modalloy.cli.evaluate:command", "Measure a model on a benchmark."),
     "search": LazyCommand("modalloy.cli.search:command", "Search a model's coefficients."),

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from modalloy.composition.coefficients import Coefficients
 from modalloy.errors import FormatError, SpecError
-from modalloy.modality import MERGED
+from modalloy.modality import MERGED, is_name
 from modalloy.parent import ComponentConfig, check_requirement
 from modalloy.structured import structure
 
@@ -122,6 +122,12 @@ class ModalloyConfig(PreTrainedConfig):
         if not isinstance(self.modalities, dict):
             raise FormatError("config.json: modalities must be a mapping", path="config.json")
         for name, entry in self.modalities.items():
+            if not is_name(name):
+                raise FormatError(
+                    f"config.json: a modality is called {name!r}; names are lower-case words "
+                    "joined by '-', '_' or '.'",
+                    path="config.json",
+                )
             structure(entry, ModalityEntry, f"config.json, modality {name!r}")
         self._check_merged()
         for key in ("token_type_id", "placeholder_id", "content_type"):

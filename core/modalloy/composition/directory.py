@@ -15,10 +15,13 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from modalloy.base_config import read_config
 from modalloy.checkpoints.safe_index import safe_index
 from modalloy.composition.configuration import ModalloyConfig
+from modalloy.composition.extras import read_provenance
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import FormatError, MissingComponentError
 from modalloy.registry import Registry
+
+__all__ = ["read_directory", "read_provenance"]
 
 # Where transformers was imported before modalloy, see modalloy.auto.
 AutoConfig.register(ModalloyConfig.model_type, ModalloyConfig, exist_ok=True)

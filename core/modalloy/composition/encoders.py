@@ -72,7 +72,12 @@ class EncoderStore:
                 f"{', '.join(f'{modality}_{name}' for name in sorted(inputs))}. Preprocess inputs "
                 "with the composition's own processor"
             ) from error
-        features = module(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        like = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+        given = {
+            name: tensor.to(device, like) if tensor.is_floating_point() else tensor.to(device)
+            for name, tensor in inputs.items()
+        }
+        features = module(**given)
         expected = tuple(self._modalities[modality]["encoder"]["shape"])
         if tuple(features.shape[1:]) != expected:
             raise FormatError(

@@ -91,7 +91,7 @@ class StreamLinear(nn.Linear):
             InputError: ``x`` has another number of rows than the pass under way.
         """
         out = self._product(x)
-        mixed = None if self.bias_streams is None else self.bias_streams.mixed()
+        mixed = None if self.bias_streams is None else self.bias_streams.mixed(x.device)
         if mixed is None:
             return out
         wide = mixed if len(mixed) == 1 else mixed.view(out.shape)
@@ -99,7 +99,7 @@ class StreamLinear(nn.Linear):
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output with the base's bias."""
-        routing = self.router.routing
+        routing = self.router.on(x.device)
         folded = self.folded if self.router.runs_folded else None
         if folded is not None and routing.all_text:
             return F.linear(x, folded, self.bias)

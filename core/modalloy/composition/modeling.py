@@ -163,6 +163,8 @@ class ModalloyForConditionalGeneration(  # type: ignore[misc, override]  # mixin
             mm_token_type_ids: Types of the tokens, ``(B, T)``, or of the cached tokens too; where
                 left out, read off the placeholders in ``input_ids`` (all text with embeddings).
                 In cached decoding, coefficients by presence need it over the whole prompt.
+            position_ids: ``(B, T)`` int64, for bases that take them; counted from the attention
+                mask by the base where left out.
             cache: Cache of an earlier pass, as transformers calls it from 5.24 on.
             past_key_values: The same, by its earlier name.
             labels: ``(B, T)`` int64, :data:`~modalloy.composition.loss.IGNORED` where a token

@@ -77,6 +77,12 @@ class Routing:
         """B * T."""
         return self.types.shape[0]
 
+    def to(self, device: torch.device) -> "Routing":
+        """Return the same on another device."""
+        rows = None if self.rows is None else self.rows.to(device)
+        types, coefficients = self.types.to(device), self.coefficients.to(device)
+        return Routing(types, rows, self.streams, self.type_ids, coefficients)
+
     @property
     def all_text(self) -> bool:
         """Whether every token is on the text stream."""
@@ -300,6 +306,7 @@ class StreamRouter:
 
     def __init__(self) -> None:
         self._routing: Routing | None = None
+        self._copies: dict[torch.device, Routing] = {}
         self.runs_folded = False
         """Whether the pass under way runs on folded weights."""
 
@@ -320,7 +327,18 @@ class StreamRouter:
     @routing.setter
     def routing(self, value: Routing) -> None:
         self._routing = value
+        self._copies.clear()
+
+    def on(self, device: torch.device) -> Routing:
+        """Return the routing of the pass for a layer on ``device``, one copy for each device."""
+        routing = self.routing
+        if routing.types.device == device:
+            return routing
+        if device not in self._copies:
+            self._copies[device] = routing.to(device)
+        return self._copies[device]
 
     def clear(self) -> None:
         """Forget the pass: what runs next says anew which stream each token is on."""
         self._routing = None
+        self._copies.clear()

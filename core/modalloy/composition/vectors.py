@@ -45,12 +45,12 @@ class TensorStreams(nn.Module):
             self.text = nn.Parameter(like.new_zeros(len(groups), *like.shape))
         self.own = nn.ParameterDict({n: nn.Parameter(torch.zeros_like(like)) for n in sorted(own)})
 
-    def mixed(self) -> torch.Tensor | None:
+    def mixed(self, device: torch.device) -> torch.Tensor | None:
         """Return each token's delta of a vector, ``(B*T, D)`` or ``(1, D)`` float32.
 
         ``None`` where every token has the base's.
         """
-        stack = self.router.routing.stack(self.text_layout, self.own_layout, self.layer)
+        stack = self.router.on(device).stack(self.text_layout, self.own_layout, self.layer)
         if stack is None:
             return None
         rows = [self.own[name][None] for name in stack.names]
@@ -80,7 +80,7 @@ class StreamNorm(nn.Module):
         given = {name: value for name, value in own.items() if value is not None}
         tuned = {}
         for name, streams in (("weight", self.weight_streams), ("bias", self.bias_streams)):
-            mixed = None if streams is None else streams.mixed()
+            mixed = None if streams is None else streams.mixed(x.device)
             if mixed is not None:
                 tuned[name] = (given[name] + _spread(mixed, x)).to(given[name].dtype)
         norm = self._norm[0]
@@ -131,7 +131,7 @@ class StreamEmbedding(nn.Embedding):
         streams = self.weight_streams
         if streams is None or streams.text is None:
             return found
-        routing = routing or streams.router.routing
+        routing = routing or streams.router.on(ids.device)
         factors = routing.text_factors(streams.text_layout, max(streams.layer, 0))
         if factors is None:
             return found

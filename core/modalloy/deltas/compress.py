@@ -16,7 +16,7 @@ from modalloy.errors import SpecError
 
 EXACT = 1024
 """Up to this short side, all singular values are computed."""
-POWER = 4
+POWER = 3
 """Power iterations of the randomised decomposition: the spectra of deltas decay slowly."""
 OVERSAMPLING = 32
 """Directions that it tries beyond those that are kept."""
@@ -99,12 +99,11 @@ def compress(
         return Compressed(None, 0.0)
     tall = delta.shape[0] > delta.shape[1]
     wide = delta.T if tall else delta
-    basis, values = _directions(wide, limits, name, size)
+    left, right, values = _directions(wide, limits, name, size)
     kept = _how_many(values, limits, size)
-    basis, roots = basis[:, :kept], values[:kept].clamp(min=0).sqrt().sqrt()
-    # Singular values are the roots of the eigenvalues; each factor takes the root of those.
-    left = basis * roots
-    right = (basis / roots.clamp(min=torch.finfo(torch.float64).tiny)).T @ wide.double()
+    # A singular value is the root of its square; each factor takes the root of that.
+    roots = values[:kept].sqrt().sqrt()
+    left, right = left[:, :kept] * roots, right[:kept] / roots[:, None]
     b, a = (right.T, left.T) if tall else (left, right)
     pair = LowRankPair(a.to(dtype).contiguous(), b.to(dtype).contiguous(), 1.0)
     lost = float((delta - pair.dense()).double().square().sum())
@@ -113,30 +112,32 @@ def compress(
 
 def _directions(
     wide: torch.Tensor, limits: Compression, name: str, size: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return left singular directions ``(m, k)`` and squared singular values ``(k,)``, float64.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return singular directions of a matrix ``(m, n)``, the largest first, float64.
 
-    The largest come first. Where energy is the limit, directions are tried until they hold it.
+    Where energy is the limit, directions are tried until they hold it.
+
+    Returns:
+        Left ones ``(m, k)``, right ones times their singular values ``(k, n)``, and the squared
+        singular values ``(k,)``.
     """
     short = wide.shape[0]
     wanted = limits.rank or 64
     while True:
         tried = wanted + OVERSAMPLING
         if short <= EXACT or 2 * tried >= short:
-            wide64 = wide.double()
-            values, vectors = torch.linalg.eigh(wide64 @ wide64.T)
-            return vectors.flip(1), values.flip(0).clamp(min=0)
-        basis, values = _randomised(wide, tried, name, limits.seed)
+            return _decompose(torch.eye(short, dtype=torch.float64), wide.double())
+        q = _range(wide, tried, name, limits.seed)
+        left, right, values = _decompose(q.double(), (q.T @ wide).double())
         if limits.rank is not None or limits.energy is None:
-            return basis, values
+            return left, right, values
         if float(values[:wanted].sum()) >= limits.energy * size:
-            return basis, values
+            return left, right, values
         wanted *= 2
 
 
-def _randomised(
-    wide: torch.Tensor, tried: int, name: str, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _range(wide: torch.Tensor, tried: int, name: str, seed: int) -> torch.Tensor:
+    """Return orthonormal columns ``(m, tried)`` near to the largest left directions."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     draws = torch.randn(wide.shape[1], tried, generator=generator)
@@ -144,9 +145,16 @@ def _randomised(
     for _ in range(POWER):
         q = torch.linalg.qr(wide.T @ q).Q
         q = torch.linalg.qr(wide @ q).Q
-    small = (q.T @ wide).double()
+    return q
+
+
+def _decompose(
+    q: torch.Tensor, small: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the directions of ``q @ small``, see :func:`_directions`."""
     values, vectors = torch.linalg.eigh(small @ small.T)
-    return q.double() @ vectors.flip(1), values.flip(0).clamp(min=0)
+    vectors = vectors.flip(1)
+    return q @ vectors, vectors.T @ small, values.flip(0).clamp(min=0)
 
 
 def _how_many(values: torch.Tensor, limits: Compression, size: float) -> int:
