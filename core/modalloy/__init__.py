@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from modalloy.evaluation.run import evaluate
     from modalloy.evaluation.search import search_coefficients
     from modalloy.evaluation.searched import SearchResult
+    from modalloy.interop.convert import convert
+    from modalloy.interop.export import export
     from modalloy.merging.merge import merge
     from modalloy.registry import Registry
 
@@ -54,7 +56,9 @@ _LAZY = {
     "Results": "modalloy.evaluation.results",
     "SearchResult": "modalloy.evaluation.searched",
     "compose": "modalloy.evaluation.composing",
+    "convert": "modalloy.interop.convert",
     "evaluate": "modalloy.evaluation.run",
+    "export": "modalloy.interop.export",
     "load": "modalloy.composition.compose",
     "merge": "modalloy.merging.merge",
     "paired_interval": "modalloy.evaluation.results",
@@ -80,7 +84,9 @@ __all__ = [
     "SearchResult",
     "TensorMethod",
     "compose",
+    "convert",
     "evaluate",
+    "export",
     "hookimpl",
     "load",
     "merge",

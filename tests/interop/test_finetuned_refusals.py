@@ -1,6 +1,7 @@
 """What the conversion of whole models refuses, and in which words."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interop.wholes import edit_config, whole_model
-from modalloy.errors import BaseMismatchError, DeltaError, FormatError, ModalloyError, SpecError
+from modalloy.errors import (
+    BaseMismatchError,
+    DeltaError,
+    FormatError,
+    ModalloyError,
+    SpecError,
+    UnsafePathError,
+)
 from modalloy.interop.convert import convert
 from tiny import tiny_base
 
@@ -248,11 +256,21 @@ def test_a_model_without_its_base_or_of_no_known_family_is_refused(
     refused(model, places["base"], tmp_path, FormatError, "the model is quantised")
 
 
-def test_a_pickle_is_read_where_it_may_be(places: Mapping[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", [1, 3])
+def test_pickles_are_read_where_they_may_be(
+    places: Mapping[str, Path], tmp_path: Path, files: int
+) -> None:
     model = copied(places, "llava", tmp_path)
     tensors = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
-    torch.save(tensors, model / "pytorch_model.bin")
+    names = [f"pytorch_model-{n:05d}-of-{files:05d}.bin" for n in range(1, files + 1)]
+    names = names if files > 1 else ["pytorch_model.bin"]
+    owner = {name: names[number % files] for number, name in enumerate(tensors)}
+    for name in names:
+        torch.save({n: t for n, t in tensors.items() if owner[n] == name}, model / name)
+    if files > 1:
+        index = model / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": owner}))
     refused(model, places["base"], tmp_path, FormatError, "--allow-pickle")
     convert(model, tmp_path / "pickled", base=places["base"], allow_pickle=True)
     convert(places["llava"], tmp_path / "safe", base=places["base"])
@@ -260,3 +278,34 @@ def test_a_pickle_is_read_where_it_may_be(places: Mapping[str, Path], tmp_path: 
         found, goal = (load_file(tmp_path / one / name) for one in ("pickled", "safe"))
         assert found.keys() == goal.keys()
         assert all(torch.equal(found[key], goal[key]) for key in goal)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("../secret.bin", UnsafePathError, "climbs out of its directory"),
+        ("other.safetensors", UnsafePathError, "does not end with '.bin'"),
+        ("other.bin", FormatError, "1 of 1 files are missing, such as 'other.bin'"),
+    ],
+)
+def test_an_index_of_pickles_that_leads_elsewhere_is_refused(
+    places: Mapping[str, Path], tmp_path: Path, name: str, error: Any, message: str
+) -> None:
+    model = copied(places, "llava", tmp_path)
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "secret.bin")
+    index = {"weight_map": dict.fromkeys(tensors, name)}
+    (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    refused(model, places["base"], tmp_path, error, message, allow_pickle=True)
+
+
+def test_a_parent_tuned_whole_is_inspected(
+    places: Mapping[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from modalloy.cli.inspect import command
+
+    convert(places["llava"], tmp_path / "parent", base=places["base"])
+    command(str(tmp_path / "parent"))
+    shown = capsys.readouterr().out
+    assert re.search(r"text_weights +26 +whole +[\d,]+ +F32", shown)

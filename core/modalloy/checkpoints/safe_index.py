@@ -160,7 +160,7 @@ def _roots(directory: Path) -> list[Path]:
 
 
 def _scan_shards(directory: Path, index: Path) -> dict[str, TensorEntry]:
-    weight_map = _read_weight_map(index)
+    weight_map = read_weight_map(index)
     names = sorted(set(weight_map.values()))
     files = {name: check_inside(directory, name, index) for name in names}
     missing = [name for name in names if not files[name].is_file()]
@@ -200,7 +200,12 @@ def _check_shard(
             )
 
 
-def _read_weight_map(index: Path) -> dict[str, str]:
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor as an index says; the names of files are not checked.
+
+    Raises:
+        FormatError: The index is damaged or too large.
+    """
     size = index.stat().st_size
     if size > MAX_INDEX_BYTES:
         raise FormatError(

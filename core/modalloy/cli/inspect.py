@@ -1,11 +1,13 @@
 """``modalloy inspect``: what is in a parent, a composition or a merge, every hash checked."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import attrs
 import typer
 
+from modalloy.checkpoints.safe_index import scan
 from modalloy.cli.merge import show_merge
 from modalloy.cli.output import print_json, print_line, print_table
 from modalloy.errors import UnknownNameError
@@ -14,7 +16,9 @@ from modalloy.parent import (
     ENCODER_FILE,
     MANIFEST,
     MODALITY_ADAPTER,
+    MODALITY_WEIGHTS,
     TEXT_ADAPTER,
+    TEXT_WEIGHTS,
     read_manifest,
     verify_files,
 )
@@ -89,6 +93,9 @@ def describe_parent(directory: Path) -> dict[str, Any]:
                 "dtype": str(next(iter(delta.pairs.values())).A.dtype).removeprefix("torch."),
                 "norm": delta.norm(),
             }
+    for folder in (TEXT_WEIGHTS, MODALITY_WEIGHTS):
+        if (directory / folder).is_dir():
+            deltas[folder] = _describe_whole(directory / folder)
     sizes = {name: (directory / name).stat().st_size for name in sorted(manifest.files)}
     return {
         **attrs.asdict(manifest),
@@ -96,6 +103,19 @@ def describe_parent(directory: Path) -> dict[str, Any]:
         "deltas": deltas,
         "bytes": {**sizes, "total": sum(sizes.values())},
         "hashes": "all match",
+    }
+
+
+def _describe_whole(directory: Path) -> dict[str, Any]:
+    """Return what tensors were tuned whole; how far, only the base can tell."""
+    entries = scan(directory).values()
+    return {
+        "modules": len(entries),
+        "ranks": [],
+        "scales": [],
+        "parameters": sum(math.prod(one.shape) for one in entries),
+        "dtype": ", ".join(sorted({one.dtype for one in entries})),
+        "norm": None,
     }
 
 
@@ -123,11 +143,11 @@ def _show_parent(data: dict[str, Any]) -> None:
             (
                 name,
                 one["modules"],
-                ", ".join(map(str, one["ranks"])),
+                ", ".join(map(str, one["ranks"])) or "whole",
                 ", ".join(f"{value:g}" for value in one["scales"]),
                 f"{one['parameters']:,}",
                 one["dtype"],
-                f"{one['norm']:.3f}",
+                "" if one["norm"] is None else f"{one['norm']:.3f}",
             )
             for name, one in data["deltas"].items()
         ],

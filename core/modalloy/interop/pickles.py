@@ -5,6 +5,7 @@ nothing but tensors, and what this process reads is the safetensors file that ca
 """
 
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 
 from modalloy.checkpoints.reader import CheckpointReader
-from modalloy.checkpoints.safe_index import SUFFIX, check_inside
+from modalloy.checkpoints.safe_index import SUFFIX, check_inside, read_header, read_weight_map
 from modalloy.errors import FormatError, MissingComponentError
 from modalloy.interop.unpickling import REFUSED
 
@@ -40,7 +41,8 @@ class Weights:
         self._owners: dict[str, CheckpointReader] = {}
         for stem, reader in readers.items():
             held = {reader.file(name).name for name in reader.names()}
-            self.files += [f"{stem}{PICKLE_SUFFIX}"] if reader.directory != source else sorted(held)
+            pickled = reader.directory != source
+            self.files += [f.name for f in _pickles(source, stem)] if pickled else sorted(held)
             for name in reader.names():
                 if name in self._owners:
                     raise FormatError(
@@ -90,7 +92,8 @@ def open_all(
 
 def find_stem(directory: Path, *stems: str) -> str | None:
     """Return the first of several stems that a directory has weights under."""
-    endings = (SUFFIX, f"{SUFFIX}.index.json", PICKLE_SUFFIX)
+    ends = (SUFFIX, PICKLE_SUFFIX)
+    endings = (*ends, *(f"{end}.index.json" for end in ends))
     return next((s for s in stems for end in endings if (directory / f"{s}{end}").exists()), None)
 
 
@@ -105,7 +108,8 @@ def open_weights(
     """Yield a directory that holds ``{stem}.safetensors``, or its index and shards.
 
     Args:
-        directory: Where ``{stem}.safetensors``, its index, or ``{stem}.bin`` is, in that order.
+        directory: Where ``{stem}.safetensors`` is, or its index, or ``{stem}.bin``, or its index,
+            in that order.
         stem: Such as ``"adapter_model"``.
         allow_pickle: Whether a pickle may be read.
         progress: Called with a line of text before something slow.
@@ -121,18 +125,57 @@ def open_weights(
         if (directory / name).exists():
             yield directory
             return
-    file = directory / f"{stem}{PICKLE_SUFFIX}"
-    if not file.exists():
+    files = _pickles(directory, stem)
+    with contextlib.ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modalloy-")))
+        weight_map: dict[str, str] = {}
+        for number, file in enumerate(files, 1):
+            if progress is not None and allow_pickle:
+                progress(f"reading {file.name} in a process of its own")
+            name = f"{stem}-{number:05d}{SUFFIX}" if len(files) > 1 else f"{stem}{SUFFIX}"
+            with open_pickle(file, allow_pickle=allow_pickle) as converted:
+                converted.rename(temporary / name)
+            held = read_header(temporary / name)
+            twice = sorted(held.keys() & weight_map.keys())
+            if twice:
+                raise FormatError(
+                    f"{file} holds {twice[0]!r}, which another of the pickles holds too; fetch "
+                    "them again",
+                    path=file,
+                )
+            weight_map |= dict.fromkeys(held, name)
+        if len(files) > 1:
+            index = temporary / f"{stem}{SUFFIX}.index.json"
+            index.write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+        yield temporary
+
+
+def _pickles(directory: Path, stem: str) -> list[Path]:
+    """Return the pickle under a stem, or those that its index names.
+
+    Raises:
+        FormatError: There is none, or one that the index names is missing.
+        UnsafePathError: A name leads outside.
+    """
+    single, index = (directory / f"{stem}{PICKLE_SUFFIX}{end}" for end in ("", ".index.json"))
+    if single.exists():
+        return [check_inside(directory, single.name, directory, suffix=PICKLE_SUFFIX)]
+    if not index.exists():
         raise FormatError(
-            f"{directory} holds neither {stem}{SUFFIX} nor {file.name}; fetch it again",
+            f"{directory} holds neither {stem}{SUFFIX} nor {single.name}; fetch it again",
             path=directory,
         )
-    check_inside(directory, file.name, directory, suffix=PICKLE_SUFFIX)
-    if progress is not None and allow_pickle:
-        progress(f"reading {file.name} in a process of its own")
-    with open_pickle(file, allow_pickle=allow_pickle) as converted:
-        converted.rename(converted.with_name(f"{stem}{SUFFIX}"))
-        yield converted.parent
+    check_inside(directory, index.name, directory, suffix=".json")
+    names = sorted(set(read_weight_map(index).values()))
+    files = [check_inside(directory, name, index, suffix=PICKLE_SUFFIX) for name in names]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise FormatError(
+            f"{index}: {len(missing)} of {len(names)} files are missing, such as {missing[0]!r}; "
+            "fetch the model again",
+            path=index,
+        )
+    return files
 
 
 @contextlib.contextmanager
