@@ -29,7 +29,7 @@ def register_modalities(register: Callable[[Modality], None]) -> None:
 
 @hookimpl
 def register_encoders(register: Callable[[Encoder], None]) -> None:
-    """Offer the packaged speech embedding, and AST and Whisper through transformers."""
+    """Offer the packaged speech embedding, AST and Whisper, and Qwen2-Audio's tower."""
     register(
         Encoder(
             name="speech-embedding",
@@ -51,6 +51,16 @@ def register_encoders(register: Callable[[Encoder], None]) -> None:
                 output_shape=f"{_CONFIGS}:{kind}_shape",
             )
         )
+    register(
+        Encoder(
+            name="qwen2-audio",
+            api_version=API_VERSION,
+            modality=MODALITY,
+            build="modalloy_audio.qwen_encoder:build",
+            preprocess="modalloy_audio.qwen_encoder:preprocess",
+            output_shape="modalloy_audio.qwen_config:output_shape",
+        )
+    )
 
 
 @hookimpl

@@ -5,10 +5,10 @@ Code from a Hub repository is never run, and weights are read from safetensors o
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import ASTModel, AutoFeatureExtractor, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -16,6 +16,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from modalloy.errors import MissingComponentError, SpecError
 from modalloy_audio.configs import TransformersConfig, parse
 from modalloy_audio.framing import cut
+from modalloy_audio.frozen import FrozenModel
 from modalloy_audio.reading import Waveform
 from modalloy_audio.resampling import at_rate
 
@@ -31,25 +32,14 @@ class _WhisperEncoder(WhisperEncoder):
     _keys_to_ignore_on_load_unexpected = [r"decoder\.", "proj_out"]  # noqa: RUF012
 
 
-class _Frozen(nn.Module):
-    """A frozen model whose hidden states are averaged, in time, to K tokens.
-
-    It stays in evaluation mode, whatever the mode of the model around it.
-    """
+class _Frozen(FrozenModel):
+    """A frozen model whose hidden states are averaged, in time, to K tokens."""
 
     model: PreTrainedModel
 
     def __init__(self, model: PreTrainedModel, tokens: int) -> None:
-        super().__init__()
-        self.model = model
-        self.requires_grad_(requires_grad=False)
+        super().__init__(model)
         self.tokens = tokens
-        self.eval()
-
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
-        """Stay in evaluation mode; ``mode`` is ignored on purpose, see the class."""
-        del mode
-        return super().train(mode=False)
 
     def _encode(self, inputs: Tensor) -> Tensor:
         """Return the last hidden states ``(N, T, F)`` in the dtype of the weights."""

@@ -33,6 +33,26 @@ def fit_squares(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return squares
 
 
+def crop_square(frame: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Scale the short side of a frame to ``size`` and take the square in its middle.
+
+    Bicubic with antialiasing, as transformers' CLIP image processor does.
+
+    Args:
+        frame: ``(height, width, 3)``.
+        size: Side of the square in pixels.
+
+    Returns:
+        ``(size, size, 3)``.
+    """
+    height, width = frame.shape[:2]
+    short = min(height, width)
+    rows, columns = int(size * height / short), int(size * width / short)
+    scaled = Image.fromarray(frame).resize((columns, rows), Image.Resampling.BICUBIC)
+    left, top = (columns - size) // 2, (rows - size) // 2
+    return np.asarray(scaled.crop((left, top, left + size, top + size)))
+
+
 def normalise(
     frames: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
 ) -> torch.Tensor:

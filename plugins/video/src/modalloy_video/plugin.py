@@ -33,7 +33,7 @@ def register_modalities(register: Callable[[Modality], None]) -> None:
 
 @hookimpl
 def register_encoders(register: Callable[[Encoder], None]) -> None:
-    """Offer timm backbones over frames, and VideoMAE through transformers."""
+    """Offer timm backbones over frames, VideoMAE, and Video-LLaVA's video tower."""
     for kind in ("frames", "videomae"):
         register(
             Encoder(
@@ -45,6 +45,16 @@ def register_encoders(register: Callable[[Encoder], None]) -> None:
                 output_shape=f"{_CONFIGURATION}:{kind}_shape",
             )
         )
+    register(
+        Encoder(
+            name="video-llava",
+            api_version=API_VERSION,
+            modality=MODALITY,
+            build="modalloy_video.llava_encoder:build",
+            preprocess="modalloy_video.llava_encoder:preprocess",
+            output_shape="modalloy_video.llava_configuration:video_llava_shape",
+        )
+    )
 
 
 @hookimpl

@@ -8,6 +8,7 @@ import attrs
 
 from modalloy.errors import FormatError, SpecError
 from modalloy.structured import structure
+from modalloy_vision.tower_configuration import is_tower, tower_config
 
 
 class _Shaped(Protocol):
@@ -57,12 +58,13 @@ class TransformersConfig:
 
     Attributes:
         model: Hub id, or a directory with ``config.json``, weights and image processor.
-        tokens: Patches of one picture, K.
+        tokens: Patches of one picture, K; with the class token where that is selected.
         features: Hidden size, F.
         image_size: Height and width, in pixels, of the square that the model sees.
         revision: Branch, tag or commit of the Hub repository.
         layer: Which hidden state: 0 is the embeddings, -1 the last layer's output, -2 (LLaVA's
             choice) the one before it.
+        select: ``"patch"`` for the patches alone, ``"full"`` for the class token before them too.
     """
 
     model: str
@@ -71,6 +73,7 @@ class TransformersConfig:
     image_size: int
     revision: str | None = None
     layer: int = -2
+    select: Literal["patch", "full"] = "patch"
 
 
 DEFAULT_TIMM = {
@@ -111,7 +114,11 @@ def timm_config(config: Mapping[str, Any]) -> TimmConfig:
 
 
 def transformers_config(config: Mapping[str, Any], kind: str) -> TransformersConfig:
-    """Check the configuration of encoder ``clip`` or ``siglip``, named by ``kind``.
+    """Check the configuration of encoder ``clip`` or ``siglip`` that names a model.
+
+    Args:
+        config: Without an architecture; see :mod:`modalloy_vision.tower_configuration` for those.
+        kind: Which of the two.
 
     Raises:
         SpecError: A key is missing, unknown or of the wrong type, or a value makes no sense.
@@ -131,12 +138,18 @@ def timm_shape(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def clip_shape(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return (K, F) of encoder ``clip``."""
-    return _shape(transformers_config(config, "clip"))
+    return _patches_shape(config, "clip")
 
 
 def siglip_shape(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return (K, F) of encoder ``siglip``."""
-    return _shape(transformers_config(config, "siglip"))
+    return _patches_shape(config, "siglip")
+
+
+def _patches_shape(config: Mapping[str, Any], kind: str) -> tuple[int, int]:
+    if is_tower(config):
+        return tower_config(config, kind).shape
+    return _shape(transformers_config(config, kind))
 
 
 def _shape(config: _Shaped) -> tuple[int, int]:

@@ -9,6 +9,8 @@ MODALITY = "vision"
 _PARENTS = Path(__file__).parent / "parents"
 _CONFIGURATION = "modalloy_vision.configuration"
 _TRANSFORMERS = "modalloy_vision.transformers_encoder"
+_TOWERS = "modalloy_vision.tower_configuration"
+_QWEN = "modalloy_vision.qwen_encoder"
 
 
 @hookimpl
@@ -29,7 +31,7 @@ def register_modalities(register: Callable[[Modality], None]) -> None:
 
 @hookimpl
 def register_encoders(register: Callable[[Encoder], None]) -> None:
-    """Offer timm backbones, and CLIP and SigLIP through transformers."""
+    """Offer timm backbones, CLIP and SigLIP through transformers, and Qwen-VL's towers."""
     register(
         Encoder(
             name="timm",
@@ -49,6 +51,18 @@ def register_encoders(register: Callable[[Encoder], None]) -> None:
                 build=f"{_TRANSFORMERS}:build_{kind}",
                 preprocess=f"{_TRANSFORMERS}:preprocess_{kind}",
                 output_shape=f"{_CONFIGURATION}:{kind}_shape",
+            )
+        )
+    for kind in ("qwen2-vl", "qwen2.5-vl", "qwen3-vl"):
+        name = kind.replace("-", "_").replace(".", "_")
+        register(
+            Encoder(
+                name=kind,
+                api_version=API_VERSION,
+                modality=MODALITY,
+                build=f"{_QWEN}:build_{name}",
+                preprocess=f"{_QWEN}:preprocess_{name}",
+                output_shape=f"{_TOWERS}:{name}_shape",
             )
         )
 

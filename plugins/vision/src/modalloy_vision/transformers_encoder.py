@@ -5,68 +5,51 @@ Code from a Hub repository is never run, and weights are read from safetensors o
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
+import attrs
 import torch
 from PIL import Image
-from torch import nn
-from transformers import AutoImageProcessor, CLIPVisionModel, SiglipVisionModel
+from transformers import (
+    AutoImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from modalloy.errors import MissingComponentError, SpecError
 from modalloy_vision.configuration import TransformersConfig, transformers_config
+from modalloy_vision.frozen import PatchEncoder, without_weights
+from modalloy_vision.pixels import picture_square
+from modalloy_vision.tower_configuration import is_tower, tower_config
 
-
-class PatchEncoder(nn.Module):
-    """A frozen vision transformer that returns the patches of one hidden state.
-
-    It stays in evaluation mode, whatever the mode of the model around it.
-
-    Args:
-        model: Maps ``pixel_values`` to hidden states ``(N, prefix + K, F)``.
-        layer: Which hidden state, see :class:`~modalloy_vision.configuration.TransformersConfig`.
-        prefix: Tokens before the patches: 1 where there is a class token, else 0.
-    """
-
-    def __init__(self, model: nn.Module, layer: int, prefix: int) -> None:
-        super().__init__()
-        self.model = model.requires_grad_(requires_grad=False)
-        self.layer = layer
-        self.prefix = prefix
-        self.eval()
-
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
-        """Stay in evaluation mode; ``mode`` is ignored on purpose, see the class."""
-        del mode
-        return super().train(mode=False)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encode pictures.
-
-        Args:
-            pixel_values: ``(N, 3, image_size, image_size)``.
-
-        Returns:
-            ``(N, K, F)`` in the dtype of the weights, the patches row by row.
-        """
-        states = self.model(pixel_values=pixel_values, output_hidden_states=True).hidden_states
-        return states[self.layer][:, self.prefix :]
+_FAMILIES: Mapping[str, Any] = MappingProxyType(
+    {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+)
+_SETTINGS: Mapping[str, Any] = MappingProxyType(
+    {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}
+)
+_PREFIXES = MappingProxyType({"clip": 1, "siglip": 0})  # tokens before the patches
 
 
 def build_clip(config: Mapping[str, Any]) -> PatchEncoder:
     """Open CLIP's vision model in float32 and evaluation mode.
 
     Args:
-        config: See :class:`~modalloy_vision.configuration.TransformersConfig`.
+        config: See :class:`~modalloy_vision.configuration.TransformersConfig`, or, where it holds
+            an ``architecture``, :class:`~modalloy_vision.tower_configuration.ClipTowerConfig`:
+            then the encoder's weights are to be loaded into it.
 
     Returns:
-        The encoder; it maps ``pixel_values`` to the patches of a hidden state ``(N, K, F)``,
-        without the class token.
+        The encoder; it maps ``pixel_values`` to the tokens of a hidden state ``(N, K, F)``.
 
     Raises:
         SpecError: The configuration is not valid or does not fit the model.
         MissingComponentError: The model cannot be fetched or opened.
     """
-    return _build(transformers_config(config, "clip"), "clip", CLIPVisionModel, prefix=1)
+    return _build(config, "clip")
 
 
 def build_siglip(config: Mapping[str, Any]) -> PatchEncoder:
@@ -76,11 +59,13 @@ def build_siglip(config: Mapping[str, Any]) -> PatchEncoder:
         SpecError: The configuration is not valid or does not fit the model.
         MissingComponentError: The model cannot be fetched or opened.
     """
-    return _build(transformers_config(config, "siglip"), "siglip", SiglipVisionModel, prefix=0)
+    return _build(config, "siglip")
 
 
 def preprocess_clip(picture: Image.Image, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Turn an RGB picture into CLIP's input, with the model's own image processor.
+
+    Where the configuration holds an ``architecture``, it says what the processor would.
 
     Returns:
         ``pixel_values``: float32 ``(3, image_size, image_size)``.
@@ -89,7 +74,7 @@ def preprocess_clip(picture: Image.Image, config: Mapping[str, Any]) -> dict[str
         SpecError: The processor makes another size than the configuration says.
         MissingComponentError: The processor cannot be fetched or opened.
     """
-    return _preprocess(picture, transformers_config(config, "clip"), "clip")
+    return _preprocess(picture, config, "clip")
 
 
 def preprocess_siglip(picture: Image.Image, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -99,10 +84,25 @@ def preprocess_siglip(picture: Image.Image, config: Mapping[str, Any]) -> dict[s
         SpecError: The processor makes another size than the configuration says.
         MissingComponentError: The processor cannot be fetched or opened.
     """
-    return _preprocess(picture, transformers_config(config, "siglip"), "siglip")
+    return _preprocess(picture, config, "siglip")
 
 
-def _build(config: TransformersConfig, kind: str, family: Any, *, prefix: int) -> PatchEncoder:
+def _build(config: Mapping[str, Any], kind: str) -> PatchEncoder:
+    if is_tower(config):
+        return _build_tower(config, kind)
+    return _open(transformers_config(config, kind), kind)
+
+
+def _build_tower(config: Mapping[str, Any], kind: str) -> PatchEncoder:
+    parsed = tower_config(config, kind)
+    settings, family = _SETTINGS[kind], _FAMILIES[kind]
+    architecture = attrs.asdict(parsed.architecture)
+    model = without_weights(lambda: family(settings(**architecture)))
+    return PatchEncoder(model, parsed.layer, parsed.prefix, awaiting=kind)
+
+
+def _open(config: TransformersConfig, kind: str) -> PatchEncoder:
+    family, prefix = _FAMILIES[kind], _PREFIXES[kind]
     options = {"revision": config.revision or "main"}
     try:
         stored, _ = family.config_class.get_config_dict(config.model, **options)
@@ -126,7 +126,7 @@ def _build(config: TransformersConfig, kind: str, family: Any, *, prefix: int) -
             f"{absent[0]!r} first, and random ones would stand in for them; fetch it again",
             subject=f"encoder {kind!r}",
         )
-    return PatchEncoder(model, config.layer, prefix)
+    return PatchEncoder(model, config.layer, prefix if config.select == "patch" else 0)
 
 
 def _check_kind(config: TransformersConfig, kind: str, found: object) -> None:
@@ -141,8 +141,9 @@ def _check_kind(config: TransformersConfig, kind: str, found: object) -> None:
 
 
 def _verify(config: TransformersConfig, kind: str, found: Any) -> None:
+    whole = _PREFIXES[kind] if config.select == "full" else 0
     actual = {
-        "tokens": (found.image_size // found.patch_size) ** 2,
+        "tokens": (found.image_size // found.patch_size) ** 2 + whole,
         "features": found.hidden_size,
         "image_size": found.image_size,
     }
@@ -165,6 +166,15 @@ def _verify(config: TransformersConfig, kind: str, found: Any) -> None:
 
 
 def _preprocess(
+    picture: Image.Image, config: Mapping[str, Any], kind: str
+) -> dict[str, torch.Tensor]:
+    if is_tower(config):
+        tower = tower_config(config, kind)
+        return {"pixel_values": picture_square(picture, tower.architecture.image_size, tower)}
+    return _process(picture, transformers_config(config, kind), kind)
+
+
+def _process(
     picture: Image.Image, config: TransformersConfig, kind: str
 ) -> dict[str, torch.Tensor]:
     processor = _processor(config, kind)
