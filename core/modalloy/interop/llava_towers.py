@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modalloy.errors import SpecError
 from modalloy.interop.accounting import CONNECTOR, ENCODER, SKIPPED
-from modalloy.interop.pictures import picture_settings, processor_settings
+from modalloy.interop.pictures import fitting, picture_settings, resampling
 from modalloy.interop.towers import Placing, Sizes, Tower
 from modalloy.parent import ComponentConfig
 
@@ -25,6 +25,7 @@ _SIZES = (
     "hidden_act",
     "layer_norm_eps",
 )
+_CHANNELS = 3
 _PROJECTOR = MappingProxyType(
     {
         f"linear_{n}.{kind}": f"projection.{2 * n - 2}.{kind}"
@@ -55,6 +56,13 @@ def tiles(config: "PretrainedConfig", source: Path, sizes: Sizes) -> Tower:
 def clips(config: "PretrainedConfig", source: Path, sizes: Sizes) -> Tower:
     """Return Video-LLaVA's tower for videos."""
     _refuse_sizes(config, source, sizes)
+    ways = fitting(source, config.vision_config.image_size, "crop"), resampling(source)
+    if ways != ("crop", "bicubic"):
+        raise SpecError(
+            f"{source}: the image processor makes squares of frames by {' and '.join(ways)}; the "
+            "encoder of videos by crop and bicubic",
+            subject="do_center_crop",
+        )
     encoder = ComponentConfig(
         type="video-llava",
         config={
@@ -141,12 +149,19 @@ def _pictures(config: "PretrainedConfig", source: Path) -> ComponentConfig:
     select = {"default": "patch", "full": "full"}[
         getattr(config, "vision_feature_select_strategy", "default")
     ]
-    cut = processor_settings(source).get("do_center_crop", kind == "clip")
+    if kind == "siglip" and select == "patch":
+        raise SpecError(
+            f"{source}: with vision_feature_select_strategy 'default' the model drops the first "
+            "token of its tower, which in SigLIP is a patch of the picture; encoders keep all",
+            subject="vision_feature_select_strategy",
+        )
+    fit = fitting(source, config.vision_config.image_size, "crop" if kind == "clip" else "stretch")
     settings: dict[str, Any] = {
         "architecture": _architecture(config.vision_config),
         "layer": _layer(config, source),
         "select": select,
-        "fit": "crop" if cut else "stretch",
+        "fit": fit,
+        "resample": resampling(source),
         **picture_settings(source),
     }
     if kind == "siglip":
@@ -161,6 +176,11 @@ def _shaped(encoder: ComponentConfig, tokens: int, config: "PretrainedConfig") -
 
 
 def _architecture(vision: Any) -> dict[str, Any]:
+    if vision.num_channels != _CHANNELS:
+        raise SpecError(
+            f"the tower sees {vision.num_channels} channels; encoders show it {_CHANNELS}",
+            subject="num_channels",
+        )
     return {name: getattr(vision, name) for name in _SIZES}
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from modalloy.checkpoints.safe_files import read_object
 from modalloy.checkpoints.safe_index import check_inside
-from modalloy.errors import FormatError
+from modalloy.errors import FormatError, SpecError
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 CLIP = {
@@ -14,6 +15,10 @@ CLIP = {
     "std": [0.26862954, 0.26130258, 0.27577711],
 }
 """Mean and standard deviation that CLIP's processor has unless it says otherwise."""
+
+
+RESAMPLING = MappingProxyType({2: "bilinear", 3: "bicubic"})
+"""Pillow's numbers of the filters that encoders have."""
 
 
 def picture_settings(source: Path) -> dict[str, Any]:
@@ -34,6 +39,53 @@ def picture_settings(source: Path) -> dict[str, Any]:
             )
         settings[name] = [float(one) for one in value]
     return settings
+
+
+def resampling(source: Path) -> str:
+    """Return the filter that a model's image processor scales with.
+
+    Raises:
+        SpecError: Encoders have no such filter.
+    """
+    number = processor_settings(source).get("resample", 3)
+    if number not in RESAMPLING:
+        raise SpecError(
+            f"{source}: the image processor scales with filter {number!r}; encoders have "
+            f"{', '.join(f'{n} ({name})' for n, name in RESAMPLING.items())}",
+            subject="resample",
+        )
+    return RESAMPLING[number]
+
+
+def fitting(source: Path, side: int, otherwise: str) -> str:
+    """Return how a model's image processor makes a square of a picture.
+
+    Args:
+        source: The model's directory.
+        side: Of the square that its tower sees, in pixels.
+        otherwise: What is done where no file says.
+
+    Returns:
+        ``"pad"``, ``"crop"`` or ``"stretch"``, see the plugin's encoders.
+
+    Raises:
+        SpecError: The square has another size than the tower's.
+    """
+    found = processor_settings(source)
+    for key in ("size", "crop_size"):
+        value = found.get(key, side)
+        sizes = list(value.values()) if isinstance(value, dict) else [value]
+        if any(one != side for one in sizes):
+            raise SpecError(
+                f"{source}: the image processor's {key} is {value!r}, its tower sees squares of "
+                f"{side} pixels; encoders show it the whole square",
+                subject=key,
+            )
+    if found.get("do_pad"):
+        return "pad"
+    if "do_center_crop" in found:
+        return "crop" if found["do_center_crop"] else "stretch"
+    return otherwise
 
 
 def processor_settings(source: Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modalloy.errors import SpecError
 from modalloy.interop.accounting import CONNECTOR, ENCODER, SKIPPED
-from modalloy.interop.pictures import picture_settings
+from modalloy.interop.pictures import picture_settings, resampling
 from modalloy.interop.towers import Placing, Sizes, Tower
 from modalloy.parent import ComponentConfig
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 IMAGE_SIZE = 448
 """Side in pixels of the square that pictures become unless another is asked for."""
 
+_THETA, _CHANNELS = 10000.0, 3
 _COMMON = ("depth", "num_heads", "patch_size", "spatial_merge_size", "temporal_patch_size")
 _WIDE = ("hidden_size", "intermediate_size", "hidden_act")
 _KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
@@ -48,6 +49,14 @@ def pictures(config: "PretrainedConfig", source: Path, sizes: Sizes) -> Tower:
     sizes.refuse(str(source), seconds="it hears no sounds")
     kind, names = _KINDS[config.model_type]
     vision = config.vision_config
+    theta = (getattr(vision, "rope_parameters", None) or {}).get("rope_theta", _THETA)
+    channels = getattr(vision, "in_channels", _CHANNELS)
+    if theta != _THETA or channels != _CHANNELS:
+        raise SpecError(
+            f"{source}: the tower has rope_theta {theta} and {channels} channels; encoders have "
+            f"{_THETA} and {_CHANNELS}",
+            subject="vision_config",
+        )
     side = vision.patch_size * vision.spatial_merge_size
     size = IMAGE_SIZE // side * side if sizes.image_size is None else sizes.image_size
     if size <= 0 or size % side:
@@ -62,6 +71,7 @@ def pictures(config: "PretrainedConfig", source: Path, sizes: Sizes) -> Tower:
     settings: dict[str, Any] = {
         "architecture": architecture,
         "image_size": size,
+        "resample": resampling(source),
         **picture_settings(source),
     }
     deep = bool(getattr(vision, "deepstack_visual_indexes", None))

@@ -32,7 +32,7 @@ def test_sound_is_declared_with_its_limits() -> None:
 
 def test_every_target_of_every_encoder_resolves() -> None:
     encoders = declared(plugin.register_encoders)
-    assert sorted(encoders) == ["ast", "speech-embedding", "whisper"]
+    assert sorted(encoders) == ["ast", "qwen2-audio", "speech-embedding", "whisper"]
     for encoder in encoders.values():
         assert encoder.modality == "audio"
         for target in (encoder.build, encoder.preprocess, encoder.output_shape):

@@ -38,7 +38,7 @@ def test_the_modality() -> None:
 
 def test_the_encoders() -> None:
     encoders = declared("register_encoders")
-    assert sorted(encoders) == ["frames", "videomae"]
+    assert sorted(encoders) == ["frames", "video-llava", "videomae"]
     for encoder in encoders.values():
         assert encoder.modality == "video"
         for target in (encoder.build, encoder.preprocess, encoder.output_shape):

@@ -33,7 +33,7 @@ def test_the_modality() -> None:
 
 def test_the_encoders() -> None:
     encoders = declared("register_encoders")
-    assert sorted(encoders) == ["clip", "siglip", "timm"]
+    assert sorted(encoders) == ["clip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "siglip", "timm"]
     for encoder in encoders.values():
         assert encoder.modality == "vision"
         for target in (encoder.build, encoder.preprocess, encoder.output_shape):

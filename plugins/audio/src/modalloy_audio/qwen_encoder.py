@@ -19,8 +19,8 @@ from transformers import WhisperFeatureExtractor
 from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2AudioEncoderConfig
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 
+from modalloy.frozen import FrozenModel, without_weights
 from modalloy_audio.framing import cut
-from modalloy_audio.frozen import FrozenModel, without_weights
 from modalloy_audio.qwen_config import (
     HOP,
     QWEN2_AUDIO,

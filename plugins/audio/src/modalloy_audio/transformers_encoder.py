@@ -14,9 +14,9 @@ from transformers import ASTModel, AutoFeatureExtractor, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modalloy.errors import MissingComponentError, SpecError
+from modalloy.frozen import FrozenModel
 from modalloy_audio.configs import TransformersConfig, parse
 from modalloy_audio.framing import cut
-from modalloy_audio.frozen import FrozenModel
 from modalloy_audio.reading import Waveform
 from modalloy_audio.resampling import at_rate
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from modalloy.frozen import FrozenModel, without_weights
 from modalloy_video.clip import Clip, sample
-from modalloy_video.frozen import FrozenModel, without_weights
 from modalloy_video.llava_configuration import VIDEO_LLAVA, video_llava_config
 from modalloy_video.pixels import crop_square, normalise
 

@@ -23,7 +23,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from modalloy_vision.frozen import FrozenModel, without_weights
+from modalloy.frozen import FrozenModel, without_weights
 from modalloy_vision.pixels import patch_rows, picture_square
 from modalloy_vision.tower_configuration import QwenConfig, qwen_config
 
@@ -36,7 +36,7 @@ class QwenEncoder(FrozenModel):
     Args:
         model: The tower, its merger without the MLP.
         grid: Patches in a row or column of a picture.
-        awaiting: Encoder type, see :class:`~modalloy_vision.frozen.FrozenModel`.
+        awaiting: Encoder type, see :class:`~modalloy.frozen.FrozenModel`.
     """
 
     def __init__(self, model: nn.Module, grid: int, *, awaiting: str) -> None:

@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from modalloy.errors import MissingComponentError, SpecError
+from modalloy.frozen import without_weights
 from modalloy_vision.configuration import TransformersConfig, transformers_config
-from modalloy_vision.frozen import PatchEncoder, without_weights
+from modalloy_vision.patch_encoder import PatchEncoder
 from modalloy_vision.pixels import picture_square
 from modalloy_vision.tower_configuration import is_tower, tower_config
 

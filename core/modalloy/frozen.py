@@ -1,4 +1,4 @@
-"""Frozen models from transformers, and those that wait for a parent's weights."""
+"""For encoders of plugins: frozen models of transformers, and those that wait for their weights."""
 
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
