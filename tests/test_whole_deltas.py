@@ -25,7 +25,7 @@ from toy import toy_parent, toy_registry
 Weights = dict[str, torch.Tensor]
 
 
-@pytest.fixture(params=["llama", "qwen2", "qwen3"])
+@pytest.fixture(params=["llama", "qwen2", "qwen3", "gemma3", "olmo2"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tiny_base(tmp_path / "base", family=request.param, seed=3)
 
@@ -64,6 +64,7 @@ def whole_parent(
 def oracle(base: Path, embeds: Any, batch: Any, streams: list[tuple[Weights, Any]]) -> Any:
     """Logits where each token runs on the weights of the stream whose mask ``(B, T)`` it is in."""
     model = resolve_base(base).model(torch.float32)
+    transposed = model.config.model_type == "gemma3_text"
     if model.config.tie_word_embeddings:  # a head of its own, so that hooks see it
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
@@ -88,6 +89,8 @@ def oracle(base: Path, embeds: Any, batch: Any, streams: list[tuple[Weights, Any
             forward, module._forward_hooks = module._forward_hooks, {}
             for weights, mask in changed:
                 wide = mask.view(*mask.shape, *(1,) * (out.ndim - 2))
+                if transposed and out.ndim == 4:  # Gemma norms heads before tokens
+                    wide = wide.transpose(1, 2)
                 total += wide * functional_call(module, weights, args)
             module._forward_hooks = forward
             return total
@@ -179,6 +182,25 @@ def test_rows_of_a_batch_have_embeddings_and_norms_of_their_own(base: Path, tmp_
         torch.testing.assert_close(found[row : row + 1, -length:], logits(model, alone), **CLOSE)
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_norms_of_heads_take_tokens_for_tokens(tmp_path: Path, family: str) -> None:
+    """As many tokens as heads: only the axis tells them apart."""
+    base = tiny_base(tmp_path / "base", family=family, seed=3)
+    weights = tuned_weights(base, 7, "q_norm", "k_norm")
+    own = tuned_weights(base, 8, "q_norm", "k_norm")
+    streams = {"text": weights, "modality": own}
+    model, _ = compose(base, [whole_parent(tmp_path / "p", base, "sight", 1, streams)])
+    types = torch.tensor([[0, 1, 1, 0]])
+    embeds = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
+    batch = {"attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    goal = oracle(
+        base, embeds, batch, [(weights, (types == 0).float()), (own, (types == 1).float())]
+    )
+    with torch.no_grad():
+        found = model(inputs_embeds=embeds, mm_token_type_ids=types, **batch).logits
+    torch.testing.assert_close(found, goal, **CLOSE)
+
+
 def test_text_alone_is_the_base_to_the_bit(base: Path, tmp_path: Path) -> None:
     weights = tuned_weights(base, 7, *EVERYTHING)
     parent = whole_parent(tmp_path / "p", base, "sight", 1, {"text": weights})
@@ -241,3 +263,25 @@ def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
         parent = whole_parent(tmp_path / f"p{number}", base, "sight", 1, {"text": weights})
         with pytest.raises(error, match=message):
             compose(base, [parent])
+
+
+def test_copies_and_pickles_run_as_the_composition_does(base: Path, tmp_path: Path) -> None:
+    import copy
+    import pickle
+
+    weights = tuned_weights(base, 7, *EVERYTHING)
+    parent = whole_parent(tmp_path / "p", base, "sight", 1, {"text": weights})
+    model, processor = compose(base, [parent])
+    batch = processor.apply_chat_template([SEE], add_generation_prompt=True)
+    embeds = model.embed(
+        batch["input_ids"], batch["mm_token_type_ids"], {"sight_values": batch["sight_values"]}
+    )
+    inputs = {"inputs_embeds": embeds, "mm_token_type_ids": batch["mm_token_type_ids"]}
+    goal = logits(model, inputs)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301 - ours
+        assert torch.equal(logits(other, inputs), goal)
+        again = other.get_input_embeddings()
+        assert type(again) is type(model.get_input_embeddings())
+        ids = torch.where(batch["mm_token_type_ids"] == 0, batch["input_ids"], 0)
+        routing = model.route(batch["mm_token_type_ids"], torch.tensor([[True]]))
+        assert torch.equal(again(ids, routing), model.get_input_embeddings()(ids, routing))

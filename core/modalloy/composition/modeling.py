@@ -301,11 +301,11 @@ class ModalloyForConditionalGeneration(  # type: ignore[misc, override]  # mixin
             end = config.eos_token_id
             ends = end if isinstance(end, list) else [end]
             pad = next((one for one in (config.pad_token_id, *ends) if one is not None), 0)
-            if kwargs.get("attention_mask") is None and not cached:
-                # Told from the ids as they were given: placeholders look like padding below.
+            if kwargs.get("attention_mask") is None:
+                # Placeholders look like padding below, and in what an earlier turn returned.
                 padded = config.pad_token_id not in (None, *ends)
-                mask = input_ids != pad if padded else torch.ones_like(input_ids)
-                kwargs["attention_mask"] = mask.long()
+                mask = (input_ids != pad) | (types != TEXT_TYPE_ID)
+                kwargs["attention_mask"] = (mask if padded else torch.ones_like(mask)).long()
             if embeds is None:
                 here = self.present(types)
                 new = self.embed(input_ids[:, cached:], types[:, cached:], media, present=here)

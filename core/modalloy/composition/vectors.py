@@ -5,13 +5,16 @@ a linear layer does, so each token has its own: the base's vector and the deltas
 the embedding only text tokens take rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from modalloy.composition.probing import token_axes
 from modalloy.composition.streams import OwnLayout, Routing, StackLayout, StreamRouter
 from modalloy.errors import DeltaError, InputError
 
@@ -64,10 +67,15 @@ class StreamNorm(nn.Module):
 
     Takes the place of the base's and keeps ``weight`` and ``bias`` under their own names. Any norm
     will do that multiplies by its weight element by element, as those of decoder-only models do.
+
+    Args:
+        norm: The base's.
+        axis: Of its input, which counts tokens.
     """
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, axis: int = 1) -> None:
         super().__init__()
+        self.axis = axis
         self.weight: nn.Parameter | None = getattr(norm, "weight", None)
         self.bias: nn.Parameter | None = getattr(norm, "bias", None)
         self._norm = (norm,)  # a tuple, so that its parameters are not counted twice
@@ -75,14 +83,14 @@ class StreamNorm(nn.Module):
         self.bias_streams: TensorStreams | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``(B, T, D)``, or ``(B, T, heads, D)``, to the same shape."""
+        """Map ``(B, T, D)``, ``(B, T, heads, D)`` or ``(B, heads, T, D)`` to the same shape."""
         own = {"weight": self.weight, "bias": self.bias}
         given = {name: value for name, value in own.items() if value is not None}
         tuned = {}
         for name, streams in (("weight", self.weight_streams), ("bias", self.bias_streams)):
             mixed = None if streams is None else streams.mixed(x.device)
             if mixed is not None:
-                tuned[name] = (given[name] + _spread(mixed, x)).to(given[name].dtype)
+                tuned[name] = (given[name] + _spread(mixed, x, self.axis)).to(given[name].dtype)
         norm = self._norm[0]
         if not isinstance(norm, nn.LayerNorm) or not tuned:
             result: torch.Tensor = functional_call(norm, given | tuned, (x,))
@@ -94,42 +102,47 @@ class StreamNorm(nn.Module):
         return scaled + both["bias"] if "bias" in both else scaled
 
 
-def _spread(mixed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Shape vectors ``(B*T, D)`` so that they meet ``x``, ``(B, T, D)`` or ``(B, T, heads, D)``."""
+def _spread(mixed: torch.Tensor, x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Shape vectors ``(B*T, D)`` so that they meet ``x``, whose ``axis`` counts tokens."""
     if mixed.shape[0] == 1:
         return mixed[0]
-    if x.shape[0] * x.shape[1] != mixed.shape[0]:
+    if x.shape[0] * x.shape[axis] != mixed.shape[0]:
         raise InputError(
             f"a stream-aware norm was given {tuple(x.shape)}, the pass under way has "
             f"{mixed.shape[0]} tokens"
         )
-    heads = (1,) * (x.ndim - 3)
-    return mixed.view(*x.shape[:2], *heads, mixed.shape[1])
+    shape = [1] * x.ndim
+    shape[0], shape[axis], shape[-1] = x.shape[0], x.shape[axis], mixed.shape[1]
+    return mixed.view(shape)
 
 
 class StreamEmbedding(nn.Embedding):
     """A token embedding whose rows depend on the coefficients of their prompt.
 
-    Takes the place of the base's and keeps its ``weight``. Whatever else the base's does (Gemma's
-    scales) it does here, to the deltas as well.
+    The base's own module becomes one, see :func:`become_stream`, and stays what it was beside:
+    whatever else it does (Gemma's scales) it does to the deltas as well.
     """
 
-    def __init__(self, base: nn.Embedding) -> None:
-        super().__init__(base.num_embeddings, base.embedding_dim, base.padding_idx, device="meta")
-        self.weight = base.weight
-        self._base = (base,)
-        self.weight_streams: TensorStreams | None = None
+    weight_streams: TensorStreams | None
+    plain_kind: type[nn.Embedding] = nn.Embedding
 
-    def forward(self, ids: torch.Tensor, routing: Routing | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        ids: torch.Tensor,
+        routing: Routing | None = None,
+        *,
+        plain: bool = False,
+    ) -> torch.Tensor:
         """Map ids ``(B, T)`` to embeddings ``(B, T, D)``.
 
         Args:
             ids: Of text tokens; those at other tokens' places are looked up as text.
             routing: Of the pass that they are for; the one under way if left out.
+            plain: Whether to leave the deltas out.
         """
-        found = self._look_up(self.weight, ids)
+        found: torch.Tensor = super().forward(ids)
         streams = self.weight_streams
-        if streams is None or streams.text is None:
+        if plain or streams is None or streams.text is None:
             return found
         routing = routing or streams.router.on(ids.device)
         factors = routing.text_factors(streams.text_layout, max(streams.layer, 0))
@@ -138,13 +151,46 @@ class StreamEmbedding(nn.Embedding):
         start, stop, scale = factors
         total = found.float()
         for index in range(start, stop):
-            rows = self._look_up(streams.text[index], ids).float()
+            delta = {"weight": streams.text[index]}
+            rows = functional_call(self, delta, (ids,), {"plain": True}).float()
             total = total + scale[:, index - start][:, None, None] * rows
         return total.to(found.dtype)
 
-    def _look_up(self, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = functional_call(self._base[0], {"weight": weight}, (ids,))
-        return result
+    def become_plain(self) -> nn.Embedding:
+        """Become the base's own module again, without deltas."""
+        self.weight_streams = None
+        del self._modules["weight_streams"]
+        module: Any = self
+        module.__class__ = self.plain_kind
+        plain: nn.Embedding = module
+        return plain
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by the base's class: the one made of it has no name to be found under."""
+        del protocol
+        return _revive, (self.plain_kind,), self.__dict__
+
+
+def become_stream(embedding: nn.Embedding) -> StreamEmbedding:
+    """Make a base's embedding a stream-aware one, in place."""
+    made: Any = embedding
+    kind: Any = type(embedding)
+    made.__class__ = _stream_class(kind)
+    made.weight_streams = None
+    stream: StreamEmbedding = made
+    return stream
+
+
+@cache
+def _stream_class(kind: Hashable) -> type[StreamEmbedding]:
+    bases: tuple[Any, ...] = (StreamEmbedding,)
+    bases += () if kind is nn.Embedding else (kind,)
+    return type(StreamEmbedding.__name__, bases, {"plain_kind": kind})
+
+
+def _revive(kind: Any) -> StreamEmbedding:
+    made = _stream_class(kind)
+    return made.__new__(made)
 
 
 def insert_tensor_streams(
@@ -164,10 +210,12 @@ def insert_tensor_streams(
     Raises:
         DeltaError: A tensor is missing, or of a module that cannot be stream-aware.
     """
-    for name in sorted({name for names in (*text.values(), *own.values()) for name in names}):
+    wanted = sorted({name for names in (*text.values(), *own.values()) for name in names})
+    axes = _axes(model, wanted)
+    for name in wanted:
         groups = tuple(index for index, names in sorted(text.items()) if name in names)
         modalities = tuple(sorted(modality for modality, names in own.items() if name in names))
-        module = _stream_module(model, name)
+        module = _stream_module(model, name, axes)
         kind = name.rpartition(".")[2]
         numbers = [int(part) for part in name.split(".") if part.isdigit()]
         like = getattr(module, kind)
@@ -175,7 +223,24 @@ def insert_tensor_streams(
         setattr(module, f"{kind}_streams", streams)
 
 
-def _stream_module(model: nn.Module, name: str) -> nn.Module:
+def _axes(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
+    """Return the token axis of the norms that may see single heads, by name of the module."""
+    config: Any = model.config
+    paths = set()
+    for path, _, kind in (name.rpartition(".") for name in names):
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            continue  # which is told where the module is put in place
+        tensor = getattr(module, kind, None)
+        if not isinstance(tensor, torch.Tensor) or isinstance(module, nn.Linear):
+            continue
+        if tensor.ndim == 1 and tensor.shape[0] != config.hidden_size:
+            paths.add(path)
+    return token_axes(config, paths) if paths else {}
+
+
+def _stream_module(model: nn.Module, name: str, axes: Mapping[str, int]) -> nn.Module:
     """Return the stream-aware module of a tensor, put in place where it is not yet."""
     path, _, kind = name.rpartition(".")
     try:
@@ -189,7 +254,9 @@ def _stream_module(model: nn.Module, name: str) -> nn.Module:
     problem = tensor_problem(module, kind)
     if problem:
         raise DeltaError(f"the delta of {name!r} has no place: {problem}", tensor=name)
-    made = StreamEmbedding(module) if isinstance(module, nn.Embedding) else StreamNorm(module)
+    if isinstance(module, nn.Embedding):
+        return become_stream(module)
+    made = StreamNorm(module, axes.get(path, 1))
     model.set_submodule(path, made)
     return made
 

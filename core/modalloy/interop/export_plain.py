@@ -78,8 +78,8 @@ def _folded(module: nn.Module, routing: Routing) -> nn.Module:
         plain = module._norm[0]  # noqa: SLF001 - the layer whose place it took
         folded = {kind: _sum(module, kind, routing) for kind in ("weight", "bias")}
     else:
-        plain = cast("StreamEmbedding", module)._base[0]  # noqa: SLF001 - as above
         folded = {"weight": _sum(module, "weight", routing)}
+        plain = cast("StreamEmbedding", module).become_plain()
     for kind, value in folded.items():
         kept = getattr(module, kind)
         if kept is not None:
