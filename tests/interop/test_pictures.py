@@ -51,6 +51,10 @@ def test_settings_are_taken_over(tmp_path: Path, base: Path, settings: Any, expe
         ("llava", {"resample": 0}, SpecError, "scales with filter 0; encoders have 2"),
         ("llava", {"size": {"shortest_edge": 40}}, SpecError, "'shortest_edge': 40}, its tower"),
         ("llava", {"image_std": [1]}, FormatError, "image_std must be three numbers, found"),
+        ("llava", {"image_std": [0, 1, 1]}, FormatError, "image_std must be positive"),
+        ("llava", {"do_normalize": False}, SpecError, "has do_normalize False; encoders scale"),
+        ("llava", {"rescale_factor": 0.007}, SpecError, "rescale_factor is 0.007; encoders have"),
+        ("llava", {"do_center_crop": "no"}, FormatError, "must be true or false, found 'no'"),
         ("video_llava", {"do_pad": True}, SpecError, "makes squares of frames by pad and bicubic"),
     ],
 )

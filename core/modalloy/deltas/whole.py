@@ -4,6 +4,7 @@ What is stored is each tensor as it was tuned, not its difference from the base:
 two bfloat16 values is rarely one, the tuned value always is.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -49,15 +50,29 @@ def read_stream(directory: Path, stream: str, base: BaseDirectory) -> LowRankDel
     if not weights.is_dir():
         return delta
     with CheckpointReader(weights) as tuned, CheckpointReader(base.path) as plain:
+        check_once(weights, (f"{module}.weight" for module in delta.pairs), tuned.names())
         tensors = {name: read_delta(tuned, plain, name, base.id) for name in tuned.names()}
-    twice = sorted(f"{module}.weight" for module in delta.pairs if f"{module}.weight" in tensors)
+    return LowRankDelta(delta.pairs, tensors)
+
+
+def check_once(weights: Path, paired: Iterable[str], whole: Iterable[str]) -> None:
+    """Check that no tensor of a stream is changed both by a pair and whole.
+
+    Args:
+        weights: Directory of the whole tensors, for messages.
+        paired: Names of the tensors that pairs change.
+        whole: Names of those that were tuned whole.
+
+    Raises:
+        DeltaError: One is.
+    """
+    twice = sorted(set(paired) & set(whole))
     if twice:
         raise DeltaError(
-            f"{directory}: {twice[0]!r} is changed by {adapter.name} and by {weights.name}; one of "
-            "them must leave it alone",
+            f"{weights.parent}: {twice[0]!r} is changed by an adapter and by {weights.name}; one "
+            "of them must leave it alone",
             tensor=twice[0],
         )
-    return LowRankDelta(delta.pairs, tensors)
 
 
 def read_delta(

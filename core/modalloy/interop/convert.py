@@ -13,7 +13,7 @@ from modalloy.deltas.compress import Compression
 from modalloy.errors import FormatError, SpecError
 from modalloy.interop.modelcompose_settings import is_modelcompose
 from modalloy.interop.towers import Sizes
-from modalloy.interop.writing import Converted, check_free
+from modalloy.interop.writing import Converted, check_apart, check_free
 from modalloy.parent import MANIFEST
 from modalloy.registry import Registry
 
@@ -82,12 +82,14 @@ def convert(  # noqa: PLR0913 - one for each option of the command
     check_free(out)
     kind = detect(source)
     opened = base if isinstance(base, Base) or base is None else resolve_base(base, None, progress)
+    supplier = None if components is None else Path(components)
+    check_apart(out, source, supplier, None if opened is None else opened.path)
     request = Request(
         source=source,
         out=out,
         base=opened,
         allow_pickle=allow_pickle,
-        components=None if components is None else Path(components),
+        components=supplier,
         modality=modality,
         progress=progress or (lambda _: None),
         registry=registry or Registry.discover(),
@@ -139,6 +141,7 @@ def _from_finetuned(request: Request) -> Converted:
         modality=request.modality,
         allow_pickle=request.allow_pickle,
         progress=request.progress,
+        registry=request.registry,
         limits=request.limits,
         sizes=request.sizes,
     )

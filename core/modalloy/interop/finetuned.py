@@ -15,14 +15,15 @@ from modalloy.base_config import CONFIG_FILE, read_config
 from modalloy.checkpoints.reader import CheckpointReader
 from modalloy.deltas.compress import Compression
 from modalloy.deltas.lowrank import LowRankDelta
-from modalloy.errors import BaseMismatchError, FormatError, SpecError
+from modalloy.errors import FormatError, SpecError
 from modalloy.interop.accounting import CONNECTOR, ENCODER, Accounting
+from modalloy.interop.arithmetic import check_arithmetic
 from modalloy.interop.compressing import compress_changed
 from modalloy.interop.language import compare_language, write_weights
 from modalloy.interop.layouts import LANGUAGE, split_name
 from modalloy.interop.pickles import find_stem, open_weights
 from modalloy.interop.towers import Sizes, Tower, describe_tower
-from modalloy.interop.words import same_words
+from modalloy.interop.words import Words
 from modalloy.interop.writing import (
     Converted,
     ParentParts,
@@ -31,6 +32,7 @@ from modalloy.interop.writing import (
     training_record,
     write_parent,
 )
+from modalloy.modality import resolve
 from modalloy.parent import (
     ENCODER_FILE,
     FORMAT_VERSION,
@@ -38,30 +40,13 @@ from modalloy.parent import (
     BaseReference,
     ParentManifest,
 )
+from modalloy.registry import Registry
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 KIND = "fine-tuned model"
 _STEMS = ("model", "pytorch_model")
-_TEXT_TYPES: Mapping[str, str] = {
-    "qwen2_vl_text": "qwen2",
-    "qwen2_5_vl_text": "qwen2",
-    "qwen3_vl_text": "qwen3",
-}
-"""Plain model type of a language model that a multimodal one has under another name."""
-_ALIKE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "rope_theta",
-    "attention_bias",
-)
-"""What a language model and its base must agree in beside the shapes of their tensors."""
 
 
 def convert_finetuned(
@@ -72,6 +57,7 @@ def convert_finetuned(
     modality: str | None = None,
     limits: Compression | None = None,
     sizes: Sizes | None = None,
+    registry: Registry,
     allow_pickle: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Converted:
@@ -84,6 +70,7 @@ def convert_finetuned(
         modality: Which of its modalities; the first if left out.
         limits: How far its matrices are compressed to low-rank pairs; ``None`` keeps them whole.
         sizes: Of inputs, for towers that take any.
+        registry: Supplies encoder types, to compare towers with their weights.
         allow_pickle: Whether ``pytorch_model.bin`` may be read, in a process of its own.
         progress: Called with a line of text before something slow.
 
@@ -101,7 +88,7 @@ def convert_finetuned(
             "(base=...)",
             subject="base",
         )
-    check_language(source, config.get_text_config(), base)
+    check_arithmetic(source, config.get_text_config(), base)
     tower = describe_tower(config, source, modality, sizes or Sizes())
     stem = find_stem(source, *_STEMS) or _STEMS[0]
     with (
@@ -111,14 +98,14 @@ def convert_finetuned(
         new_directory(out) as directory,
     ):
         account = Accounting(source.name, tuned.names())
-        names, encoder, connector = _sort(tuned, tower, account)
+        names, encoder, connector = _sort(tuned, tower, account, registry)
         language = compare_language(
             tuned,
             plain,
             names,
             base,
             account.place,
-            same_words=same_words(source, base.path),
+            words=Words(source, base.path),
             progress=progress,
         )
         compressed = None
@@ -199,40 +186,8 @@ def open_config(source: Path) -> "PretrainedConfig":
     return config
 
 
-def check_language(source: Path, text: "PretrainedConfig", base: Base) -> None:
-    """Check that a model's language model is of the kind and size of a base.
-
-    Raises:
-        BaseMismatchError: It is not.
-    """
-    own = base.config()
-    kind = _TEXT_TYPES.get(text.model_type, text.model_type)
-    differences = []
-    if kind != own.model_type:
-        differences.append(f"model_type {kind!r} and {own.model_type!r}")
-    for name in _ALIKE:
-        found, expected = _setting(text, name), _setting(own, name)
-        if found != expected and None not in (found, expected):
-            differences.append(f"{name} {found} and {expected}")
-    if differences:
-        raise BaseMismatchError(
-            f"{source}: its language model is not of the kind of the base {base.id!r}: "
-            f"{'; '.join(differences)}. Give the base that it was tuned from",
-            parent=str(source),
-            expected=own.model_type,
-            found=kind,
-        )
-
-
-def _setting(config: "PretrainedConfig", name: str) -> Any:
-    if name == "rope_theta":
-        rope = getattr(config, "rope_parameters", None) or {}
-        return rope.get("rope_theta", getattr(config, "rope_theta", None))
-    return getattr(config, name, None)
-
-
 def _sort(
-    tuned: CheckpointReader, tower: Tower, account: Accounting
+    tuned: CheckpointReader, tower: Tower, account: Accounting, registry: Registry
 ) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """Sort a checkpoint's tensors: language model, encoder and connector, names by new name."""
     language: dict[str, str] = {}
@@ -251,11 +206,12 @@ def _sort(
             account.place(source, fate, tower.reason(fate))
         elif fate not in parts:
             account.skip(source, new)
-    _check_shapes(tuned, parts[CONNECTOR], tower)
+    _check_connector(tuned, parts[CONNECTOR], tower)
+    _check_encoder(tuned, parts[ENCODER], tower, registry)
     return language, parts[ENCODER], parts[CONNECTOR]
 
 
-def _check_shapes(tuned: CheckpointReader, connector: Mapping[str, str], tower: Tower) -> None:
+def _check_connector(tuned: CheckpointReader, connector: Mapping[str, str], tower: Tower) -> None:
     missing = sorted(tower.connector_names - connector.keys())
     if missing:
         raise FormatError(
@@ -271,3 +227,28 @@ def _check_shapes(tuned: CheckpointReader, connector: Mapping[str, str], tower: 
             f"{tower.features} features a token: config.json and weights do not belong together",
             path=tuned.file(connector[first]),
         )
+
+
+def _check_encoder(
+    tuned: CheckpointReader, encoder: Mapping[str, str], tower: Tower, registry: Registry
+) -> None:
+    """Check that a tower's tensors are those that its configuration speaks of."""
+    if not encoder:
+        raise FormatError(
+            f"{tuned.directory} holds no tensor of its tower, which was left out when it was "
+            "saved; put the tower's weights beside the others first",
+            path=tuned.directory,
+        )
+    if tower.encoder.type not in registry.encoders:
+        return  # compared when it is first used, with the plugin that has it
+    module = resolve(registry.encoder(tower.encoder.type).build)(tower.encoder.config)
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuned.shape(source) for name, source in encoder.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise FormatError(
+                f"{tuned.directory}: tensor {name!r} of its tower is {found.get(name, 'missing')}, "
+                f"its config.json makes it {expected.get(name, 'none at all')}; fetch all of its "
+                "files again",
+                path=tuned.directory,
+            )

@@ -12,6 +12,7 @@ from modalloy.base import Base
 from modalloy.checkpoints.reader import CheckpointReader
 from modalloy.checkpoints.writer import ShardWriter, TensorLayout, plan_shards, write_index
 from modalloy.errors import BaseMismatchError, DeltaError, FormatError
+from modalloy.interop.words import Words
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SHARD_BYTES = 5 * 10**9
@@ -76,7 +77,7 @@ def compare_language(
     base: Base,
     account: Account,
     *,
-    same_words: bool | None,
+    words: Words,
     progress: Say,
 ) -> Language:
     """Find what a checkpoint changed in its base.
@@ -87,8 +88,7 @@ def compare_language(
         names: Name in the checkpoint of each tensor of its language model, by its plain name.
         base: The base.
         account: Called for each of these tensors.
-        same_words: Whether both tokenizers give the base's ids to the same words; ``None`` where
-            that cannot be told.
+        words: Both tokenizers.
         progress: Called with a line of text before something slow.
 
     Raises:
@@ -100,7 +100,7 @@ def compare_language(
     names = _without_buffers(names, account)
     names = _without_tied_head(names, tuned, tied=tied, account=account)
     _check_names(names, plain, tuned, base, tied=tied)
-    _check_shapes(names, plain, tuned, base, same_words=same_words)
+    _check_shapes(names, plain, tuned, base, words=words)
     _check_kinship(names, plain, tuned, base)
     progress(f"comparing {len(names)} tensors with the base {base.id}")
     changed: list[Tuned] = []
@@ -116,6 +116,7 @@ def compare_language(
         if _equal(language.value(one), plain.tensor(name)):
             account(source, "skipped", f"as in the base{cut}")
         else:
+            _check_finite(tuned, source)
             changed.append(one)
             account(source, "text delta", f"differs from the base{cut}")
     if not changed:
@@ -191,22 +192,25 @@ def _check_shapes(
     tuned: CheckpointReader,
     base: Base,
     *,
-    same_words: bool | None,
+    words: Words,
 ) -> None:
     for name, source in sorted(names.items()):
         found, expected = tuned.shape(source), plain.shape(name)
         if found == expected:
             continue
         if name in (EMBEDDING, HEAD) and found[1:] == expected[1:]:
+            same_words = words.agree()
             if same_words:
                 continue
-            why = "the tokenizers give other ids to the same words"
+            why, advice = "the tokenizers give other ids to the same words", ""
             if same_words is None:
-                why = "there are no two tokenizers to see whether the rows are of the same words"
+                where = " and ".join(map(str, words.lacking()))
+                why = f"{where} has no tokenizer.json to see whether rows are of the same words"
+                advice = " Save a tokenizer.json there (save_pretrained of its tokenizer), or give"
             raise BaseMismatchError(
                 f"{tuned.file(source)}: the vocabulary was resized: {source!r} has {found[0]} "
-                f"rows, the base {base.id!r} {expected[0]}, and {why}. Put the checkpoint's "
-                "tokenizer.json beside its weights, or resize it to the base's vocabulary first",
+                f"rows, the base {base.id!r} {expected[0]}, and {why}.{advice or ' Give'} the base "
+                "that it was tuned from, or resize it to the base's vocabulary first",
                 parent=str(tuned.directory),
                 expected=str(expected),
                 found=str(found),
@@ -229,7 +233,8 @@ def _check_kinship(
         if len(plain.shape(name)) == 1 or plain.shape(name) != tuned.shape(source):
             continue  # norms are all much alike
         a = plain.sample(name, _SAMPLES).double()
-        b = tuned.sample(source, _SAMPLES).double()
+        # What is no number is told apart, tensor by tensor.
+        b = tuned.sample(source, _SAMPLES).double().nan_to_num(0.0, 0.0, 0.0)
         products += torch.stack([a @ b, a @ a, b @ b])
     cosine = float(products[0] / (products[1] * products[2]).sqrt().clamp(min=1e-30))
     if cosine < _ALIKE:
@@ -283,6 +288,17 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     a, b = one.reshape(-1), other.reshape(-1)
     pieces = range(0, a.numel(), _CHUNK)
     return all(torch.equal(a[i : i + _CHUNK].float(), b[i : i + _CHUNK].float()) for i in pieces)
+
+
+def _check_finite(tuned: CheckpointReader, source: str) -> None:
+    flat = tuned.tensor(source).reshape(-1)
+    for start in range(0, flat.numel(), _CHUNK):
+        if not bool(flat[start : start + _CHUNK].isfinite().all()):
+            raise DeltaError(
+                f"{tuned.file(source)}: {source!r} holds values that are no numbers (NaN or "
+                "infinity); the checkpoint is damaged, or its training diverged",
+                tensor=source,
+            )
 
 
 def _some(names: Sequence[Any]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modalloy.errors import SpecError
 from modalloy.interop.accounting import CONNECTOR, ENCODER, SKIPPED
-from modalloy.interop.pictures import fitting, picture_settings, resampling
+from modalloy.interop.pictures import CLIP, HALF, fitting, picture_settings, resampling
 from modalloy.interop.towers import Placing, Sizes, Tower
 from modalloy.parent import ComponentConfig
 
@@ -162,7 +162,7 @@ def _pictures(config: "PretrainedConfig", source: Path) -> ComponentConfig:
         "select": select,
         "fit": fit,
         "resample": resampling(source),
-        **picture_settings(source),
+        **picture_settings(source, CLIP if kind == "clip" else HALF),
     }
     if kind == "siglip":
         settings["architecture"]["vision_use_head"] = config.vision_config.vision_use_head
@@ -181,7 +181,13 @@ def _architecture(vision: Any) -> dict[str, Any]:
             f"the tower sees {vision.num_channels} channels; encoders show it {_CHANNELS}",
             subject="num_channels",
         )
-    return {name: getattr(vision, name) for name in _SIZES}
+    found = {name: getattr(vision, name) for name in _SIZES}
+    for name, value in found.items():
+        if name not in ("hidden_act", "layer_norm_eps") and (type(value) is not int or value < 1):
+            raise SpecError(
+                f"the tower's {name} must be a positive whole number, found {value!r}", subject=name
+            )
+    return found
 
 
 def _patches(config: "PretrainedConfig") -> int:
@@ -190,7 +196,12 @@ def _patches(config: "PretrainedConfig") -> int:
 
 
 def _layer(config: "PretrainedConfig", source: Path) -> int:
-    layer = config.vision_feature_layer
+    layer, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
+    if isinstance(layer, int) and not -depth - 1 <= layer <= depth:
+        raise SpecError(
+            f"{source}: vision_feature_layer is {layer}, its tower has {depth} layers",
+            subject="vision_feature_layer",
+        )
     if not isinstance(layer, int):
         raise SpecError(
             f"{source}: its features are of several layers of the tower ({layer}); encoders "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modalloy.errors import SpecError
 from modalloy.interop.accounting import CONNECTOR, ENCODER, SKIPPED
-from modalloy.interop.pictures import picture_settings, resampling
+from modalloy.interop.pictures import CLIP, HALF, picture_settings, resampling
 from modalloy.interop.towers import Placing, Sizes, Tower
 from modalloy.parent import ComponentConfig
 
@@ -57,6 +57,13 @@ def pictures(config: "PretrainedConfig", source: Path, sizes: Sizes) -> Tower:
             f"{_THETA} and {_CHANNELS}",
             subject="vision_config",
         )
+    for name in ("patch_size", "spatial_merge_size"):
+        value = getattr(vision, name)
+        if type(value) is not int or value < 1:
+            raise SpecError(
+                f"{source}: the tower's {name} must be a positive whole number, found {value!r}",
+                subject=name,
+            )
     side = vision.patch_size * vision.spatial_merge_size
     size = IMAGE_SIZE // side * side if sizes.image_size is None else sizes.image_size
     if size <= 0 or size % side:
@@ -72,7 +79,7 @@ def pictures(config: "PretrainedConfig", source: Path, sizes: Sizes) -> Tower:
         "architecture": architecture,
         "image_size": size,
         "resample": resampling(source),
-        **picture_settings(source),
+        **picture_settings(source, HALF if kind == "qwen3-vl" else CLIP),
     }
     deep = bool(getattr(vision, "deepstack_visual_indexes", None))
 
@@ -107,6 +114,8 @@ _SOUND = (
     "activation_function",
 )
 _FRAMES_PER_SECOND = 100
+_SHORTEST = 0.04
+"""Seconds of a window of one token."""
 _WINDOW = (
     "the model gives a sound as many tokens as it is long; here every sound is a window of "
     "{seconds:g} s, and what is shorter is followed by silence"
@@ -119,10 +128,11 @@ def sounds(config: "PretrainedConfig", source: Path, sizes: Sizes) -> Tower:
     audio = config.audio_config
     most = 2 * audio.max_source_positions / _FRAMES_PER_SECOND
     seconds = most if sizes.seconds is None else sizes.seconds
-    positions = (round(seconds * _FRAMES_PER_SECOND) - 1) // 2 + 1
-    if not 0 < seconds <= most or positions < 2:  # noqa: PLR2004
+    allowed = _SHORTEST <= seconds <= most
+    positions = (round(seconds * _FRAMES_PER_SECOND) - 1) // 2 + 1 if allowed else 0
+    if not allowed:
         raise SpecError(
-            f"{source}: seconds must be from 0.04 to {most:g}, which its tower takes, found "
+            f"{source}: seconds must be from {_SHORTEST} to {most:g}, which its tower takes, found "
             f"{seconds:g}",
             subject="seconds",
         )

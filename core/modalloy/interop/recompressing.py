@@ -11,7 +11,7 @@ from modalloy.base import Base, check_fingerprint
 from modalloy.checkpoints.reader import CheckpointReader
 from modalloy.deltas.compress import Compression
 from modalloy.deltas.lowrank import LowRankDelta, read_adapter, write_adapter
-from modalloy.deltas.whole import read_delta
+from modalloy.deltas.whole import check_once, read_delta
 from modalloy.errors import DeltaError, SpecError
 from modalloy.interop.accounting import MODALITY_DELTA, TEXT_DELTA, Row
 from modalloy.interop.compressing import CompressedLanguage, compress_changed
@@ -117,6 +117,7 @@ def _compress_stream(
     pairs = dict(old.pairs)
     if (source / weights).is_dir():
         with CheckpointReader(source / weights) as tuned, CheckpointReader(base.path) as plain:
+            check_once(source / weights, (f"{name}.weight" for name in pairs), tuned.names())
             changed = tuple(Tuned(name, name) for name in tuned.names())
             found = compress_changed(
                 changed,

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from modalloy.checkpoints.safe_index import check_inside
 from modalloy.errors import FormatError
 
@@ -11,22 +13,38 @@ TOKENIZER_FILE = "tokenizer.json"
 MAX_BYTES = 200 * 2**20
 
 
-def same_words(source: Path, base: Path) -> bool | None:
-    """Return whether the tokenizers of two directories agree on all ids that both have.
+@attrs.frozen
+class Words:
+    """The tokenizers of a model and of its base.
 
-    Returns:
-        ``None`` where one of them has no ``tokenizer.json``.
-
-    Raises:
-        FormatError: A file is damaged, or too large to be a tokenizer's.
-        UnsafePathError: A file is a link that leads elsewhere.
+    Attributes:
+        source: Directory of the model.
+        base: Directory of the base.
     """
-    tables = [_read(directory) for directory in (source, base)]
-    if any(table is None for table in tables):
-        return None
-    one, other = (table or {} for table in tables)
-    shared = one.keys() & other.keys()
-    return bool(shared) and all(one[number] == other[number] for number in shared)
+
+    source: Path
+    base: Path
+
+    def agree(self) -> bool | None:
+        """Return whether they agree on all ids that both have.
+
+        Returns:
+            ``None`` where one of them has no ``tokenizer.json``.
+
+        Raises:
+            FormatError: A file is damaged, or too large to be a tokenizer's.
+            UnsafePathError: A file is a link that leads elsewhere.
+        """
+        tables = [_read(directory) for directory in (self.source, self.base)]
+        if any(table is None for table in tables):
+            return None
+        one, other = (table or {} for table in tables)
+        shared = one.keys() & other.keys()
+        return bool(shared) and all(one[number] == other[number] for number in shared)
+
+    def lacking(self) -> list[Path]:
+        """Return the directories that have no ``tokenizer.json``."""
+        return [d for d in (self.source, self.base) if not (d / TOKENIZER_FILE).exists()]
 
 
 def _read(directory: Path) -> dict[int, str] | None:

@@ -102,6 +102,7 @@ def new_directory(out: Path) -> Iterator[Path]:
     """
     check_free(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    made = [folder for folder in out.parents if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
@@ -112,8 +113,12 @@ def new_directory(out: Path) -> Iterator[Path]:
             if out.is_dir():
                 out.rmdir()
             partial.rename(out)
+            made = []
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            for folder in made:
+                with contextlib.suppress(OSError):  # somebody else uses it by now
+                    folder.rmdir()
     except (OSError, SafetensorError) as error:
         raise FormatError(f"{out} cannot be written: {error}", path=out) from error
 
@@ -130,6 +135,19 @@ def check_free(out: Path) -> None:
         raise FormatError(
             f"{out} exists and is no empty directory; choose another place or remove it", path=out
         )
+
+
+def check_apart(out: Path, *inputs: Path | None) -> None:
+    """Check that nothing is written into what is read.
+
+    Raises:
+        FormatError: ``out`` is one of the inputs, or inside one.
+    """
+    for one in inputs:
+        if one is not None and out.resolve().is_relative_to(one.resolve()):
+            raise FormatError(
+                f"{out} is inside {one}, which is only read; write somewhere else", path=out
+            )
 
 
 def write_parent(directory: Path, parts: ParentParts) -> ParentManifest:

@@ -257,6 +257,13 @@ def _read_parent(
             f"{directory} has neither {TEXT_ADAPTER} nor {TEXT_WEIGHTS}: its text stream is the "
             "base's, and there is nothing to merge"
         )
+    twice = sorted(pairs.keys() & tuned.keys())
+    if twice:
+        raise DeltaError(
+            f"{directory}: {twice[0]!r} is changed by {TEXT_ADAPTER} and by {TEXT_WEIGHTS}; one of "
+            "them must leave it alone",
+            tensor=twice[0],
+        )
     return pairs, tuned, tuple(notes)
 
 
