@@ -130,7 +130,7 @@ def test_what_is_no_composition_and_what_is_in_the_way(
     assert "is no directory; make a composition" in err
     code, _, err = shell(compositions / "naive", compositions / "base")
     assert code == 1
-    assert "is in the way" in err
+    assert "exists and is no empty directory" in err
 
 
 def test_it_is_listed(shell: Shell) -> None:

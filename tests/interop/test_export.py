@@ -463,7 +463,7 @@ def test_what_is_in_the_way_stays(places: Any, tmp_path: Path) -> None:
     file.write_text("mine")
     empty.mkdir()
     for out in (full, file):
-        with pytest.raises(FormatError, match="is in the way: it exists and is no empty directory"):
+        with pytest.raises(FormatError, match="exists and is no empty directory"):
             exported(places["naive"], out)
     assert (full / "notes.txt").read_text() == file.read_text() == "mine"
     exported(places["naive"], empty)
@@ -483,7 +483,7 @@ def test_a_failed_export_leaves_nothing_and_changes_nothing(
     out = tmp_path / "deep" / "out"
     with pytest.raises(FormatError, match="out cannot be written: the disk is full"):
         exported(places["naive"], out, to=to)
-    assert list((tmp_path / "deep").iterdir()) == []
+    assert not (tmp_path / "deep").exists()
     assert {p: sha256(p) for p in sorted(places["naive"].rglob("*")) if p.is_file()} == before
 
 

@@ -14,7 +14,7 @@ from modalloy.merging.representing import exact_pair
 def fit_delta(delta: LowRankDelta, model: PreTrainedModel) -> LowRankDelta:
     """Return a delta of the base's own modules, in which matrices of linear layers are pairs.
 
-    Where the base ties its head to its embedding, a delta of the one is a delta of the other;
+    Where the base ties its head to its embedding, a delta of the embedding is the head's too;
     where it fuses layers that the adapter keeps apart, or the other way round, so are the pairs.
     Nothing is lost.
 

@@ -18,6 +18,10 @@ EXACT = 1024
 """Up to this short side, all singular values are computed."""
 POWER = 3
 """Power iterations of the randomised decomposition: the spectra of deltas decay slowly."""
+_FIRST = 64
+"""Directions that are tried first where energy is the limit."""
+_CHUNK = 1 << 22
+"""Elements that are turned into float64 at a time."""
 OVERSAMPLING = 32
 """Directions that it tries beyond those that are kept."""
 
@@ -94,46 +98,70 @@ def compress(
             neither on order nor on company.
         dtype: Of the pair's factors; their rounding counts into the error.
     """
-    size = float(delta.double().square().sum())
+    size = _square_norm(delta)
     if size == 0.0:
         return Compressed(None, 0.0)
     tall = delta.shape[0] > delta.shape[1]
     wide = delta.T if tall else delta
     left, right, values = _directions(wide, limits, name, size)
-    kept = _how_many(values, limits, size)
     # A singular value is the root of its square; each factor takes the root of that.
-    roots = values[:kept].sqrt().sqrt()
-    left, right = left[:, :kept] * roots, right[:kept] / roots[:, None]
+    roots = values.sqrt().sqrt()
+    left, right = left * roots, right / roots[:, None]
     b, a = (right.T, left.T) if tall else (left, right)
     pair = LowRankPair(a.to(dtype).contiguous(), b.to(dtype).contiguous(), 1.0)
-    lost = float((delta - pair.dense()).double().square().sum())
-    return Compressed(pair, (lost / size) ** 0.5)
+    return Compressed(pair, (_lost(delta, pair) / size) ** 0.5)
+
+
+def _square_norm(matrix: torch.Tensor) -> float:
+    """Return the squared Frobenius norm, summed in float64 a few rows at a time."""
+    return sum(float(rows.double().square().sum()) for rows in matrix.split(_rows(matrix)))
+
+
+def _lost(delta: torch.Tensor, pair: LowRankPair) -> float:
+    """Return the squared Frobenius norm of what a pair lacks, a few rows at a time."""
+    a, count = pair.scale * pair.A.float(), _rows(delta)
+    parts = zip(delta.split(count), pair.B.split(count), strict=True)
+    return sum(_square_norm(rows - b.float() @ a) for rows, b in parts)
+
+
+def _rows(matrix: torch.Tensor) -> int:
+    """Return how many rows are taken at a time."""
+    return max(1, _CHUNK // max(1, matrix.shape[1]))
 
 
 def _directions(
     wide: torch.Tensor, limits: Compression, name: str, size: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return singular directions of a matrix ``(m, n)``, the largest first, float64.
+    """Return the singular directions of a matrix ``(m, n)`` that are kept, the largest first.
 
     Where energy is the limit, directions are tried until they hold it.
 
     Returns:
         Left ones ``(m, k)``, right ones times their singular values ``(k, n)``, and the squared
-        singular values ``(k,)``.
+        singular values ``(k,)``; float64.
     """
     short = wide.shape[0]
-    wanted = limits.rank or 64
-    while True:
-        tried = wanted + OVERSAMPLING
-        if short <= EXACT or 2 * tried >= short:
-            return _decompose(torch.eye(short, dtype=torch.float64), wide.double())
-        q = _range(wide, tried, name, limits.seed)
-        left, right, values = _decompose(q.double(), (q.T @ wide).double())
-        if limits.rank is not None or limits.energy is None:
-            return left, right, values
-        if float(values[:wanted].sum()) >= limits.energy * size:
-            return left, right, values
-        wanted *= 2
+    wanted = limits.rank or _FIRST
+    while short > EXACT and 2 * (wanted + OVERSAMPLING) < short:
+        q = _range(wide, wanted + OVERSAMPLING, name, limits.seed)
+        small = (q.T @ wide).double()
+        values, vectors = _decompose(small)
+        if limits.rank is not None or _holds(values[:wanted], limits, size):
+            kept = _how_many(values, limits, size)
+            vectors = vectors[:, :kept]
+            return q.double() @ vectors, vectors.T @ small, values[:kept]
+        # The spectrum is flat: what is tried next costs as much as all of it.
+        wanted = short if wanted > short // 8 else 2 * wanted
+    values, vectors = _decompose(wide)
+    kept = _how_many(values, limits, size)
+    vectors = vectors[:, :kept]
+    columns = wide.split(max(1, _CHUNK // short), dim=1)
+    right = torch.cat([vectors.T @ part.double() for part in columns], dim=1)
+    return vectors, right, values[:kept]
+
+
+def _holds(values: torch.Tensor, limits: Compression, size: float) -> bool:
+    return limits.energy is None or float(values.sum()) >= limits.energy * size
 
 
 def _range(wide: torch.Tensor, tried: int, name: str, seed: int) -> torch.Tensor:
@@ -148,13 +176,18 @@ def _range(wide: torch.Tensor, tried: int, name: str, seed: int) -> torch.Tensor
     return q
 
 
-def _decompose(
-    q: torch.Tensor, small: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the directions of ``q @ small``, see :func:`_directions`."""
-    values, vectors = torch.linalg.eigh(small @ small.T)
-    vectors = vectors.flip(1)
-    return q @ vectors, vectors.T @ small, values.flip(0).clamp(min=0)
+def _decompose(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return squared singular values ``(m,)`` and left directions ``(m, m)``, float64.
+
+    Formed from ``matrix @ matrix.T``, a few columns at a time, the largest first.
+    """
+    short = matrix.shape[0]
+    gram = torch.zeros(short, short, dtype=torch.float64)
+    for part in matrix.split(max(1, _CHUNK // short), dim=1):
+        columns = part.double()
+        gram.addmm_(columns, columns.T)
+    values, vectors = torch.linalg.eigh(gram)
+    return values.flip(0).clamp(min=0), vectors.flip(1)
 
 
 def _how_many(values: torch.Tensor, limits: Compression, size: float) -> int:

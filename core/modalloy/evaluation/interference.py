@@ -3,7 +3,8 @@
 Merging works where parents change different directions of a layer and fails where they change one
 value both up and down. Per linear layer and pair of parents this measures the angle between their
 deltas and the share of values on whose sign they disagree (the two quantities that TIES,
-arXiv 2306.01708, and its successors act on), from the parents alone: no data, no base.
+arXiv 2306.01708, and its successors act on), from the parents alone: no data, no base. Norms,
+biases and embeddings that a parent tuned whole are not looked at.
 """
 
 import itertools

@@ -6,25 +6,20 @@ one adapter per stream, or, where that is asked for, its text stream alone.
 """
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 import modalloy
 from modalloy.composition.coefficients import Coefficients, Spec, Value
 from modalloy.composition.compose import Composition, load
 from modalloy.composition.streams import Routing
 from modalloy.deltas.lowrank import LowRankDelta, write_adapter
-from modalloy.errors import FormatError, SpecError
+from modalloy.errors import SpecError
 from modalloy.interop.export_accounting import account
 from modalloy.interop.export_adapters import modality_delta, text_delta, write_connector
 from modalloy.interop.export_cards import adapters_card, plain_card
 from modalloy.interop.export_plain import fold_model, strip_tokenizer, text_routing
+from modalloy.interop.writing import check_apart, check_free, new_directory
 from modalloy.registry import Registry
 
 FORMATS = ("transformers", "peft")
@@ -76,7 +71,8 @@ def export(
             f"a composition is exported to {' or '.join(FORMATS)}; got {to!r}", subject="format"
         )
     place = Path(out)
-    _check_free(place)
+    check_free(place)
+    check_apart(place, Path(source) if Path(source).is_dir() else None)
     made = load(source, registry=registry)
     if coefficients is not None:
         made.model.coefficients = coefficients
@@ -85,22 +81,13 @@ def export(
     routing = text_routing(made.model, values.default)
     record = _record(made, source, to, values)
     record["accounting"], record["tensors"] = account(made.model, routing, to)
-    with _written_whole(place) as partial:
+    with new_directory(place) as partial:
         write = _write_plain if to == "transformers" else _write_adapters
         card = write(made, routing, record, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         text = json.dumps(record, indent=2) + "\n"
         (partial / RECORD_FILE).write_text(text, encoding="utf-8")
     return record
-
-
-def _check_free(out: Path) -> None:
-    if out.is_file() or out.is_symlink() or (out.is_dir() and any(out.iterdir())):
-        raise FormatError(
-            f"{out} is in the way: it exists and is no empty directory; choose another place or "
-            "remove it",
-            path=out,
-        )
 
 
 def _check_possible(made: Composition, to: str, values: Coefficients, *, text_stream: bool) -> None:
@@ -210,28 +197,3 @@ def _describe(name: str, held: dict[str, LowRankDelta]) -> str:
         if name in held
         else connector
     )
-
-
-@contextmanager
-def _written_whole(out: Path) -> Iterator[Path]:
-    """Give a directory beside ``out`` that takes its place when all is written.
-
-    Raises:
-        FormatError: It cannot be written; nothing is left behind.
-    """
-    target = out.resolve()
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        try:
-            yield partial
-            for file in partial.rglob("*.safetensors"):
-                file.chmod(0o644)  # safetensors writes for its owner alone
-            if target.is_dir():
-                target.rmdir()
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise FormatError(f"{out} cannot be written: {error}", path=out) from error
