@@ -125,7 +125,7 @@ def test_no_plugin_may_take_the_cores_name(site: Site) -> None:
     with pytest.warns(ModalloyWarning, match="is the core's own, and a 1.0 has the same name"):
         registry = Registry.discover()
     assert [r.status for r in registry.reports] == ["loaded", "duplicate"]
-    assert list(registry.connectors) == ["linear", "mlp"]
+    assert list(registry.connectors) == ["linear", "mlp", "qformer"]
 
 
 REGISTER = f"{HEADER}\n@hookimpl\ndef register_modalities(register):\n    "

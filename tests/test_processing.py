@@ -111,8 +111,8 @@ def test_called_with_marks_it_lays_out_the_same(processor: Any) -> None:
         ("<image>", {}, "more <image> marks than image inputs"),
         ("<image>", {"image": [[1.0], [2.0]]}, "more image inputs than marks"),
         ("x", {"audio": [[1.0]]}, "more audio inputs than marks"),
-        ("x", {"pictures": [[1.0]]}, ("no modality of this composition takes pictures; it takes audio, "
-         "image, pressure")),
+        ("x", {"pictures": [[1.0]]}, ("no modality of this composition takes pictures; it takes "
+         "audio, image, pressure")),
         ("x", {"image": "cat.png"}, "more image inputs than marks"),
         ("<|sight|>", {}, "give the input as a content part of type 'image'"),
         ("<image><|sight|>", {"image": [[1.0]]}, "give the input as a content part"),

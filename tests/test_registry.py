@@ -38,7 +38,7 @@ CLASH = (
 
 def test_the_core_registers_like_any_plugin() -> None:
     registry = Registry()
-    assert list(registry.connectors) == ["linear", "mlp"]
+    assert list(registry.connectors) == ["linear", "mlp", "qformer"]
     assert {"damc", "naive"} <= set(registry.merge_methods)
     assert registry.merge_method("damc").decoupled
     assert not registry.merge_method("naive").decoupled

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from modalloy.base_config import load_config, read_config
+from modalloy.base_config import configuration_errors, load_config, read_config
 from modalloy.checkpoints.safe_index import safe_index
 from modalloy.errors import (
     BaseMismatchError,
@@ -75,21 +75,29 @@ class Base:
             dtype: Of the weights; ``"auto"`` is the one that they are stored in.
 
         Raises:
-            FormatError: Tensors that the architecture has are not in the files, or parents cannot
-                be composed over it.
+            FormatError: Tensors that the architecture has are not in the files, its configuration
+                is that of no model, or parents cannot be composed over it.
         """
         from transformers import AutoModelForCausalLM
 
         safe_index(self.path)
+        config = self.config()
         kind: Any = AutoModelForCausalLM
-        model, report = kind.from_pretrained(
-            self.path,
-            config=self.config(),
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        try:
+            model, report = kind.from_pretrained(
+                self.path,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except configuration_errors() as error:
+            raise FormatError(
+                f"{self.path} cannot be opened as a {config.model_type!r} model: {error!r}; its "
+                "config.json or generation_config.json is damaged, fetch the base again",
+                path=self.path,
+            ) from error
         lacking = sorted(report["missing_keys"])
         if lacking:
             raise FormatError(
@@ -112,7 +120,7 @@ class Base:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.path, trust_remote_code=False, local_files_only=True
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # that is what tokenizers raises, and no narrower kind
             raise FormatError(
                 f"{self.path}: its tokenizer cannot be opened; files are missing or damaged, or it "
                 f"needs code of its own, which is never run ({error})",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 
+_QUANTISED = "quantization_config"
+
 # What a file must not decide: which code runs, which weights are read in place of those that were
 # checked, and what a configuration's own keys mean. The caller chooses an attention implementation.
 _CODE_KEYS = re.compile(
@@ -51,8 +53,37 @@ def read_config(directory: Path) -> dict[str, Any]:
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error}", path=path) from error
     _check_dtypes(data, path)
-    sanitised: dict[str, Any] = _sanitise(data)
+    sanitised: dict[str, Any] = sanitise(data)
     return sanitised
+
+
+def configuration_errors() -> tuple[type[Exception], ...]:
+    """Return what transformers raises where a configuration is none, or none of a model.
+
+    Hundreds of classes read one, each of which checks in its own way or not at all.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        StrictDataclassError,
+        TypeError,
+        ValueError,
+    )
+
+
+def is_quantised(value: Any) -> bool:
+    """Whether a configuration asks for a quantiser, at any depth: that is code of its choice."""
+    inner = value.values() if isinstance(value, dict) else value
+    return (isinstance(value, dict) and _QUANTISED in value) or any(
+        is_quantised(one) for one in inner if isinstance(one, dict | list)
+    )
 
 
 def _check_dtypes(value: Any, path: Path) -> None:
@@ -74,13 +105,14 @@ def _check_dtypes(value: Any, path: Path) -> None:
             _check_dtypes(inner, path)
 
 
-def _sanitise(value: Any) -> Any:
+def sanitise(value: Any) -> Any:
+    """Return JSON data without the keys, at any depth, that would choose the code that runs."""
     if isinstance(value, dict):
         if value.keys() == {_FLOAT} and value[_FLOAT] in _FLOATS:
             return float(value[_FLOAT])
-        return {k: _sanitise(v) for k, v in value.items() if not _CODE_KEYS.fullmatch(k)}
+        return {k: sanitise(v) for k, v in value.items() if not _CODE_KEYS.fullmatch(k)}
     if isinstance(value, list):
-        return [_sanitise(item) for item in value]
+        return [sanitise(item) for item in value]
     return value
 
 
@@ -111,7 +143,7 @@ def load_config(directory: Path) -> "PretrainedConfig":
     try:
         config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(data)
         decoder = config.get_text_config(decoder=True)
-    except Exception as error:  # hundreds of classes, of which each checks in its own way
+    except configuration_errors() as error:
         raise FormatError(
             f"{path} does not configure a {kind} model: {error}", path=path
         ) from error
@@ -128,7 +160,7 @@ def load_config(directory: Path) -> "PretrainedConfig":
             + base_instead(architecture, kind),
             path=path,
         )
-    if "quantization_config" in data:
+    if is_quantised(data):
         raise FormatError(
             f"{path}: the base is quantised; deltas are added to plain weights, take the "
             "unquantised model that it was made from",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from modalloy.base import Base
 from modalloy.errors import FormatError, UnsafePathError
 from safety.entries import compose, merge, use_and_save
 from safety.hostile import WEIGHTS, Box, same_weights
@@ -62,6 +63,7 @@ def test_no_code_of_a_base_is_run(box: MakeBox, good: Path) -> None:
         ({"torch_dtype": "os"}, "torch_dtype must be such as bfloat16 or float32", True),
         ({"x": {"y": [{"dtype": "hub"}]}}, "dtype must be such as bfloat16", True),
         ({"quantization_config": {"quant_method": "mxfp4"}}, "quantised", True),
+        ({"x": [{"quantization_config": {"quant_method": "mxfp4"}}]}, "quantised", False),
     ],
 )
 def test_configurations_that_choose_code(
@@ -73,6 +75,31 @@ def test_configurations_that_choose_code(
     inside.refuses(lambda: compose(inside.model, good / "parent"), FormatError, words)
     if merged:
         inside.refuses(lambda: merge(inside, inside.model, good / "base"), FormatError, words)
+
+
+@pytest.mark.parametrize("what", ["generation", "list", "activation", "shapes"])
+def test_models_that_transformers_stumbles_over(box: MakeBox, good: Path, what: str) -> None:
+    inside = box("base")
+    if what == "generation":
+        inside.edit("generation_config.json", cache_implementation="os")
+    elif what == "list":
+        (inside.model / "generation_config.json").write_text("[]")
+    else:
+        keys = {"activation": {"hidden_act": "os.system"}, "shapes": {"intermediate_size": 7}}
+        inside.edit("config.json", **keys[what])
+    base = Base("x", inside.model)
+    words = f"{inside.model} cannot be opened as a 'llama' model: "
+    inside.refuses(base.model, FormatError, words)
+    if what != "shapes":
+        inside.refuses(lambda: compose(inside.model, good / "parent"), FormatError, words)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": {"type": "BPE"}}'])
+def test_a_tokenizer_that_is_none(box: MakeBox, good: Path, text: str) -> None:
+    inside = box("base")
+    (inside.model / "tokenizer.json").write_text(text)
+    words = "its tokenizer cannot be opened"
+    inside.refuses(lambda: compose(inside.model, good / "parent"), FormatError, words)
 
 
 def test_a_merge_hands_no_code_on(box: MakeBox, good: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import modalloy
 from modalloy.errors import (
+    FormatError,
     MissingComponentError,
     ModalloyError,
     SpecError,
@@ -144,14 +145,28 @@ tuning_stage: {{steps: 0, data: []}}
     path = inside.outside.path.parent.parent / "train.yml"
     path.write_text(text)
     config = inside.takes(lambda: read_config(path))
+    work = inside.root.parent / "below" / "work"
     inside.refuses(
         lambda: train(
             config,
             inside.out,
             data=good,
-            work=inside.root.parent / "work",
+            work=work,
             registry=toy_registry("sight"),
         ),
         UnknownNameError,
         f"unknown {part} {name!r}",
     )
+    assert not work.parent.exists()  # nothing is made before it is known that it will be used
+
+
+@pytest.mark.parametrize("name", ["org/kernel", "sdpa|org/kernel", "org/kernel@main:f"])
+def test_attention_from_elsewhere(tmp_path: Path, name: str) -> None:
+    """transformers takes such a name for a repository of kernels, fetches it and runs it."""
+    from modalloy.training.config import read_config
+
+    text = "name: x\nmodality: sight\nencoder: {type: toy-sight}\nconnector: {type: linear}\n"
+    text += f"connector_stage: {{steps: 0}}\ntuning_stage: {{steps: 0}}\nattention: {name}\n"
+    (tmp_path / "train.yml").write_text(text)
+    with pytest.raises(FormatError, match="attention must be the name of an implementation of"):
+        read_config(tmp_path / "train.yml")

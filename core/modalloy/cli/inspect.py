@@ -7,11 +7,13 @@ from typing import Annotated, Any
 import attrs
 import typer
 
+from modalloy.checkpoints.safe_files import check_file
 from modalloy.checkpoints.safe_index import scan
 from modalloy.cli.merge import show_merge
 from modalloy.cli.output import print_json, print_line, print_table
+from modalloy.cli.recorded import check_merge, check_search
 from modalloy.errors import UnknownNameError
-from modalloy.merging.output import is_merge, read_record
+from modalloy.merging.output import RECORD, is_merge, read_record
 from modalloy.parent import (
     ENCODER_FILE,
     MANIFEST,
@@ -38,13 +40,16 @@ def command(
 ) -> None:
     """Show what a parent, composition or merge holds: sizes, norms, coefficients, provenance."""
     path = Path(what)
+    check_file(path, RECORD)
     if is_merge(path):
         data = read_record(path)
+        check_merge(data, path / RECORD)
         show: Any = show_merge
-    elif (path / "modalloy.json").is_file():
+    elif (path / RECORD).is_file():
         from modalloy.composition.directory import read_provenance
 
         data = read_provenance(path)
+        check_search(data.get("search"), path / RECORD)
         show = _show_composition
     else:
         data = describe_parent(_parent_directory(what))
@@ -156,11 +161,21 @@ def _show_parent(data: dict[str, Any]) -> None:
         "Files", ("file", "MiB"), [(k, f"{v / _MEBI:.2f}") for k, v in data["bytes"].items()]
     )
     results = data["training"].get("results", {})
-    for stage, result in results.items():
-        shown = ", ".join(f"{k} {v:.3f}" for k, v in result.items() if v is not None)
-        print_line(f"{stage.replace('_', ' ')}: {shown}")
+    for stage, result in results.items() if isinstance(results, dict) else [("results", results)]:
+        print_line(f"{stage.replace('_', ' ')}: {_show_result(result)}")
     for name, value in data["scores"].items():
         print_line(f"{name}: {value}")
+
+
+def _show_result(result: Any) -> str:
+    """Return what a stage of training came to; whoever trained a parent wrote that freely."""
+    if not isinstance(result, dict):
+        return str(result)
+    known = {name: value for name, value in result.items() if value is not None}
+    return ", ".join(
+        f"{name} {value:.3f}" if isinstance(value, int | float) else f"{name} {value}"
+        for name, value in known.items()
+    )
 
 
 def _show_composition(data: dict[str, Any]) -> None:
@@ -186,7 +201,7 @@ def _show_composition(data: dict[str, Any]) -> None:
     )
     show_merge(data)
     show_coefficients(data["coefficients"])
-    if "search" in data:
+    if data.get("search") is not None:
         show_search(data["search"])
         if data["search"]["coefficients"] != data["coefficients"]:
             print_line("the coefficients were set anew after the search")

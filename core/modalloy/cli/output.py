@@ -1,18 +1,48 @@
-"""Printing, the same way in every command: tables for people, JSON for programs."""
+"""Printing, the same way in every command: tables for people, JSON for programs.
+
+Much of what is printed stands in files of strangers: a terminal must not take it for orders.
+"""
 
 import json
+import math
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+# Control characters but for tab and newline, what turns the direction of writing, and halves of
+# surrogate pairs, which cannot be written at all.
+_UNSHOWN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def shown(text: str) -> str:
+    """Return a text as it can be printed: what would drive a terminal stands as its escape."""
+    return _UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 def print_json(data: Any) -> None:
-    """Write plain data to standard output as indented JSON; nothing else may go there."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write plain data to standard output as indented JSON; nothing else may go there.
+
+    What is no number, or infinite, becomes ``null``: JSON has no word for it.
+    """
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
+    # Such characters stand in strings alone, where this is what JSON calls them.
+    text = _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    sys.stdout.write(f"{text}\n")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table to standard output; cells are shown as they are, without markup.
+    """Write a table to standard output; nothing in it is taken for markup.
 
     Where the output is no terminal, lines are not cut to its width, so that they can be searched.
 
@@ -26,10 +56,11 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     from rich.table import Column, Table
     from rich.text import Text
 
-    headings = [Column(column, overflow="fold") for column in columns]
-    table = Table(*headings, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    headings = [Column(Text(shown(column)), overflow="fold") for column in columns]
+    heading = Text(shown(title), style="table.title", justify="left")
+    table = Table(*headings, title=heading, box=box.SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(shown(str(cell))) for cell in row))
     console = Console()
     if not console.is_terminal:
         unbounded = Console(width=1_000_000)
@@ -39,12 +70,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 def print_line(text: str = "") -> None:
     """Write a line to standard output."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{shown(text)}\n")
 
 
 def print_note(text: str) -> None:
     """Write a line about what is going on to standard error."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{shown(text)}\n")
     sys.stderr.flush()
 
 
@@ -57,4 +88,4 @@ def hush_transformers() -> None:
 
 def print_error(text: str, label: str = "error") -> None:
     """Write ``error: ...`` (or another label) to standard error, on one line."""
-    sys.stderr.write(f"{label}: {' '.join(text.splitlines())}\n")
+    sys.stderr.write(f"{label}: {shown(' '.join(text.splitlines()))}\n")

@@ -4,9 +4,9 @@ from dataclasses import field
 from typing import Any
 
 import attrs
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
+from modalloy.base_config import CONFIG_FILE, configuration_errors, is_quantised
 from modalloy.composition.coefficients import Coefficients
 from modalloy.errors import FormatError, SpecError
 from modalloy.modality import MERGED, is_name
@@ -19,6 +19,9 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 _not_huge = attrs.validators.le(1 << 16)
 """A damaged or hostile number must not become an allocation."""
+
+_FOREIGN = frozenset({"attribute_map", "transformers_weights"})
+"""Keys by which transformers would read other weights, or other keys, than were checked."""
 
 
 @attrs.frozen(kw_only=True)
@@ -63,6 +66,28 @@ class _MergedEntry:
     merged_delta: list[DeltaEntry]
 
 
+def check_modalities(modalities: object, file: str) -> None:
+    """Check what a file of a composition says about its modalities.
+
+    Args:
+        modalities: Entry by name.
+        file: The file's name, for messages.
+
+    Raises:
+        FormatError: It is no mapping, or a name or an entry is malformed.
+    """
+    if not isinstance(modalities, dict):
+        raise FormatError(f"{file}: modalities must be a mapping", path=file)
+    for name, entry in modalities.items():
+        if not is_name(name):
+            raise FormatError(
+                f"{file}: a modality is called {name!r}; names are lower-case words joined by "
+                "'-', '_' or '.'",
+                path=file,
+            )
+        structure(entry, ModalityEntry, f"{file}, modality {name!r}")
+
+
 class ModalloyConfig(PreTrainedConfig):
     """Everything that is needed to build the modules of a composition, without its weights.
 
@@ -100,8 +125,10 @@ class ModalloyConfig(PreTrainedConfig):
         """Check the entries, open the base's configuration and adopt its embedding tying.
 
         Raises:
-            FormatError: ``modalities`` or ``text_config`` is malformed.
+            FormatError: ``modalities`` or ``text_config`` is malformed, or the weights would be
+                quantised, or not those that were checked.
         """
+        self._check_foreign(kwargs)
         if isinstance(self.text_config, dict):
             data = dict(self.text_config)
             kind = data.pop("model_type", None)
@@ -112,23 +139,16 @@ class ModalloyConfig(PreTrainedConfig):
                 )
             try:
                 self.text_config = AutoConfig.for_model(kind, **data)
-            except (StrictDataclassError, ValueError, TypeError) as error:
+            except configuration_errors() as error:
                 # Transformers' own message may list every model that it knows.
                 raise FormatError(
                     f"config.json: text_config is no {kind!r} configuration of this transformers: "
                     f"{str(error)[:200]}",
                     path="config.json",
                 ) from error
-        if not isinstance(self.modalities, dict):
-            raise FormatError("config.json: modalities must be a mapping", path="config.json")
-        for name, entry in self.modalities.items():
-            if not is_name(name):
-                raise FormatError(
-                    f"config.json: a modality is called {name!r}; names are lower-case words "
-                    "joined by '-', '_' or '.'",
-                    path="config.json",
-                )
-            structure(entry, ModalityEntry, f"config.json, modality {name!r}")
+        elif not isinstance(self.text_config, PreTrainedConfig | None):
+            raise FormatError("config.json: text_config must be a mapping", path=CONFIG_FILE)
+        check_modalities(self.modalities, CONFIG_FILE)
         self._check_merged()
         for key in ("token_type_id", "placeholder_id", "content_type"):
             values = [entry[key] for entry in self.modalities.values()]
@@ -149,6 +169,21 @@ class ModalloyConfig(PreTrainedConfig):
             # class that holds the configuration whether it can run them.
             kwargs.setdefault("experts_implementation", {"": None})
         super().__post_init__(**kwargs)
+
+    def _check_foreign(self, keys: dict[str, Any]) -> None:
+        found = sorted(_FOREIGN & keys.keys())
+        if found:
+            raise FormatError(
+                f"config.json holds {found[0]!r}, by which something else would be read than what "
+                "is checked; compose anew, or take this model from a source that you trust",
+                path=CONFIG_FILE,
+            )
+        if is_quantised([keys, self.text_config]):
+            raise FormatError(
+                "config.json: the composition is quantised; deltas are added to plain weights, "
+                "compose over the unquantised base",
+                path=CONFIG_FILE,
+            )
 
     def _check_merged(self) -> None:
         if MERGED in self.modalities:

@@ -1,6 +1,5 @@
 """The model directory: what a composition saves beside transformers' own files, and opening it."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from modalloy.base_config import read_config
+from modalloy.base_config import CONFIG_FILE, configuration_errors, read_config, sanitise
+from modalloy.checkpoints.safe_files import check_file, read_object
 from modalloy.checkpoints.safe_index import safe_index
 from modalloy.composition.configuration import ModalloyConfig
-from modalloy.composition.extras import read_provenance
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
-from modalloy.errors import FormatError, MissingComponentError
+from modalloy.composition.recorded import read_provenance
+from modalloy.errors import FormatError, MissingComponentError, ModalloyError
 from modalloy.registry import Registry
 
 __all__ = ["read_directory", "read_provenance"]
@@ -58,6 +58,14 @@ def read_directory(
             "save the composition again",
             path=path,
         ) from error
+    except ModalloyError:
+        raise
+    except configuration_errors() as error:
+        raise FormatError(
+            f"{path}: no model can be made as its config.json says: {error!r}; fetch or save the "
+            "composition again",
+            path=path,
+        ) from error
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if wrong:
         listing = "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in wrong.items())
@@ -66,10 +74,10 @@ def read_directory(
             "save the composition again",
             path=path,
         )
-    return model.eval(), _read_processor(path).bind(registry)
+    return model.eval(), _read_processor(path, config).bind(registry)
 
 
-def _read_processor(path: Path) -> ModalloyProcessor:
+def _read_processor(path: Path, config: ModalloyConfig) -> ModalloyProcessor:
     """Open the processor, running no code that comes with the directory."""
     for name in ("processor_config.json", "tokenizer.json"):
         if not (path / name).is_file():
@@ -80,12 +88,20 @@ def _read_processor(path: Path) -> ModalloyProcessor:
     kind: Any = ModalloyProcessor
     try:
         processor: ModalloyProcessor = kind.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except ModalloyError:
+        raise
+    except Exception as error:  # that is what tokenizers raises, and no narrower kind
         raise FormatError(
             f"{path}: its processor or tokenizer cannot be opened without running code that comes "
             f"with it: {error}",
             path=path,
         ) from error
+    if sanitise(processor.modalities) != config.modalities:
+        raise FormatError(
+            f"{path / 'processor_config.json'}: its modalities are not those of {CONFIG_FILE}, so "
+            "prompts would be laid out for another model; fetch or save the composition again",
+            path=path / "processor_config.json",
+        )
     return processor
 
 
@@ -118,9 +134,10 @@ def _fetch(directory: str) -> Path:
                 f"({error})",
                 component=directory,
             ) from error
+    check_file(path, CONFIG_FILE)
     try:
-        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        kind = read_object(path / CONFIG_FILE).get("model_type")
+    except (OSError, FormatError) as error:
         raise FormatError(
             f"{path} is not a model directory: its config.json cannot be read ({error})", path=path
         ) from error
@@ -137,8 +154,10 @@ def _check_installed(config: ModalloyConfig, registry: Registry) -> None:
     for name, entry in (config.modalities or {}).items():
         kind = entry["connector"]["type"]
         if kind not in registry.connectors:
+            requires = entry["requires"]
+            advice = f'pip install "{requires}"' if requires else "install the plugin that has it"
             raise MissingComponentError(
                 f"modality {name!r} needs the connector {kind!r}, which no installed plugin "
-                f'supplies; pip install "{entry.get("requires") or name}"',
+                f"supplies; {advice}",
                 component=kind,
             )

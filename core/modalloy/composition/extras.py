@@ -9,19 +9,20 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers.utils.hub import cached_file
 
+from modalloy.checkpoints.safe_files import check_files
 from modalloy.checkpoints.safe_index import check_inside, safe_index
+from modalloy.composition.compatibility import check_plugins
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
-from modalloy.composition.record import FORMAT_VERSION
+from modalloy.composition.recorded import PROVENANCE_FILE, read_provenance, structured
 from modalloy.errors import FormatError, IntegrityError
+from modalloy.modality import is_name
 from modalloy.parent import ENCODER_FILE, sha256
 
-PROVENANCE_FILE = "modalloy.json"
 CARD_FILE = "README.md"
 ENCODERS_FOLDER = "encoders"
 EXTRAS = frozenset({PROVENANCE_FILE, CARD_FILE, ENCODERS_FOLDER})
 """Names of these in the directory."""
 
-_PROVENANCE_KEYS = {"modalloy", "base", "method", "coefficients", "parents", "accounting"}
 _HUB_SETTINGS = frozenset(
     {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 )
@@ -38,8 +39,15 @@ def write_extras(
         tags: Of the model card, beside its own.
 
     Raises:
-        FormatError: An encoder's file is not there any more.
+        FormatError: An encoder's file is not there any more, or its modality's name is no name.
     """
+    for name in model.encoders.files:
+        if not is_name(name):  # it becomes the name of a file
+            raise FormatError(
+                f"the encoder of {name!r} cannot be saved under that name; names are lower-case "
+                "words joined by '-', '_' or '.'",
+                path=name,
+            )
     kept = {f"{name}.safetensors" for name in model.encoders.files}
     for old in sorted((directory / ENCODERS_FOLDER).glob("*.safetensors")):
         if old.name not in kept:
@@ -71,8 +79,9 @@ def read_extras(
         settings: What ``from_pretrained`` was given; says how the Hub is asked.
 
     Raises:
-        FormatError: There is no record.
+        FormatError: There is no record, or it is malformed.
         IntegrityError: An encoder is not the one that was composed.
+        PluginError: A plugin is installed in an incompatible version.
     """
     record = _find(source, PROVENANCE_FILE, settings)
     if record is None:
@@ -82,10 +91,10 @@ def read_extras(
             path=source,
         )
     model.provenance = read_provenance(record.parent)
-    hashes = {
-        parent.get("modality"): parent.get("files", {}).get(ENCODER_FILE)
-        for parent in model.provenance["parents"]
-    }
+    registry = model.encoders.registry
+    check_plugins(Path(source), model.provenance, model.config.modalities, registry)
+    parents = structured(model.provenance, record).parents
+    hashes = {parent.modality: parent.files.get(ENCODER_FILE) for parent in parents}
     model.encoders.files = {}
     for modality in model.config.modalities:
         name = f"{ENCODERS_FOLDER}/{modality}.safetensors"
@@ -124,46 +133,21 @@ def _check_encoder(file: Path, digest: str | None) -> Path:
 
 
 def check_weights(source: str, settings: Mapping[str, Any]) -> None:
-    """Check the index of a directory's weights before transformers follows it.
+    """Check a directory's files and the index of its weights before transformers reads them.
 
     Args:
         source: A model directory; a Hub id is left to the Hub's own checks.
         settings: What ``from_pretrained`` was given.
 
     Raises:
-        FormatError: There are no safetensors, or index and files disagree.
-        UnsafePathError: The index leads outside the directory.
+        FormatError: There are no safetensors, index and files disagree, or other weights would
+            be read than are checked.
+        UnsafePathError: The index, a file, or a name in one leads outside the directory.
     """
     directory = Path(source) / (settings.get("subfolder") or "")
     if directory.is_dir():
+        check_files(directory)
         safe_index(directory)
-
-
-def read_provenance(directory: Path) -> dict[str, Any]:
-    """Return the content of ``modalloy.json``.
-
-    Raises:
-        FormatError: It is missing, no JSON, or of another format version.
-    """
-    path = directory / PROVENANCE_FILE
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read as JSON: {error}", path=path) from error
-    if not isinstance(data, dict):
-        raise FormatError(f"{path} does not describe a composition: it is no mapping", path=path)
-    if data.get("format_version") != FORMAT_VERSION:
-        raise FormatError(
-            f"{path}: format_version must be {FORMAT_VERSION}, found "
-            f"{data.get('format_version')!r}; upgrade modalloy or compose anew",
-            path=path,
-        )
-    lacking = sorted(_PROVENANCE_KEYS - data.keys())
-    if lacking:
-        raise FormatError(
-            f"{path} does not describe a composition: it lacks {', '.join(lacking)}", path=path
-        )
-    return data
 
 
 def card_tags(directory: Path) -> list[str]:

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import BatchFeature, ProcessorMixin
 
+from modalloy.checkpoints.safe_files import check_files
+from modalloy.composition.configuration import check_modalities
 from modalloy.composition.content import check_layout, check_text, flatten_message
 from modalloy.composition.encoders import EncoderStore
+from modalloy.composition.marks import as_source, queue_inputs, split_marks
 from modalloy.errors import InputError
 from modalloy.modality import TEXT_TYPE_ID, resolve
 from modalloy.registry import Registry
@@ -18,6 +22,18 @@ Conversation = Sequence[Mapping[str, Any]]
 
 _ALWAYS = frozenset({"padding", "return_dict", "return_tensors"})
 """Arguments that change nothing: a dict of padded tensors is returned whatever they say."""
+
+# A template is a program of whoever made the base; what it stumbles over is mostly Python's own.
+_TEMPLATE_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class ModelInputs(BatchFeature):
@@ -52,8 +68,10 @@ class ModalloyProcessor(ProcessorMixin):
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
+        modalities = {} if modalities is None else modalities
+        check_modalities(modalities, "processor_config.json")
         super().__init__(tokenizer, chat_template=chat_template, **kwargs)
-        self.modalities = dict(sorted((modalities or {}).items()))
+        self.modalities = dict(sorted(modalities.items()))
         self._registry: Registry | None = None
         if tokenizer is not None:
             tokenizer.padding_side = "left"
@@ -79,6 +97,20 @@ class ModalloyProcessor(ProcessorMixin):
             self._registry = registry
         data.pop("_registry", None)
         return data
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # transformers names each setting
+        cls, source: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Open as transformers does, after a look at what it would read of a directory.
+
+        Raises:
+            FormatError: A file is damaged, or is not what a composition has there.
+            UnsafePathError: A file, or a name in one, leads outside the directory.
+        """
+        check_files(Path(source) / (kwargs.get("subfolder") or ""))
+        parent: Any = super()
+        return parent.from_pretrained(source, *args, **kwargs)
 
     def save_pretrained(
         self,
@@ -117,7 +149,7 @@ class ModalloyProcessor(ProcessorMixin):
             on the left, and ``<modality>_<tensor>`` ``(N, ...)`` for each modality present.
 
         Raises:
-            InputError: A message or an input cannot be used.
+            InputError: A message or an input cannot be used, or the chat template fails.
             LimitError: An input is larger than its modality allows.
             MissingComponentError: An encoder is not installed.
         """
@@ -142,13 +174,19 @@ class ModalloyProcessor(ProcessorMixin):
         for messages in batch:
             flat = [flatten_message(message, self.modalities) for message in messages]
             found = [one for _, found in flat for one in found]
-            prompt = self.tokenizer.apply_chat_template(
-                [message for message, _ in flat],
-                chat_template=chat_template or self.chat_template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **kwargs,
-            )
+            try:
+                prompt = self.tokenizer.apply_chat_template(
+                    [message for message, _ in flat],
+                    chat_template=chat_template or self.chat_template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **kwargs,
+                )
+            except _TEMPLATE_ERRORS as error:
+                raise InputError(
+                    f"the chat template cannot lay out these messages: {error}; change them, or "
+                    "give another template under chat_template"
+                ) from error
             texts.append(check_layout(prompt, found, self.modalities))
             inputs += found
         if not tokenize:
@@ -177,16 +215,16 @@ class ModalloyProcessor(ProcessorMixin):
         if not texts:
             raise InputError("there is no prompt; give a text, or a list of texts")
         by_type = {entry["content_type"]: name for name, entry in self.modalities.items()}
-        queues = _queues(inputs, by_type)
+        queues = queue_inputs(inputs, by_type)
         laid_out, found = [], []
         for prompt in texts:
-            parts = _split_marks(prompt, by_type)
+            parts = split_marks(prompt, by_type)
             for piece in parts[::2]:
                 check_text(piece, self.modalities)
             for kind in parts[1::2]:
                 if not queues.get(kind):
                     raise InputError(f"the prompts have more <{kind}> marks than {kind} inputs")
-                found.append((by_type[kind], _as_source(queues[kind].pop(0))))
+                found.append((by_type[kind], as_source(queues[kind].pop(0))))
             for index in range(1, len(parts), 2):
                 entry = self.modalities[by_type[parts[index]]]
                 parts[index] = entry["placeholder"] * entry["tokens"]
@@ -248,51 +286,3 @@ class ModalloyProcessor(ProcessorMixin):
             for name, found in items.items()
             for key in found[0]
         }
-
-
-def _split_marks(prompt: str, by_type: Mapping[str, str]) -> list[str]:
-    """Split at ``<kind>`` marks: texts at even places, kinds at odd ones."""
-    parts = [prompt]
-    for kind in by_type:
-        parts = [
-            piece
-            for index, part in enumerate(parts)
-            for piece in ([part] if index % 2 else _interleave(part, kind))
-        ]
-    return parts
-
-
-def _interleave(part: str, kind: str) -> list[str]:
-    pieces = part.split(f"<{kind}>")
-    return [item for piece in pieces for item in (piece, kind)][:-1]
-
-
-def _queues(inputs: Mapping[str, Any], by_type: Mapping[str, str]) -> dict[str, list[Any]]:
-    """Return lists of inputs by content type; transformers says ``images`` and ``videos``."""
-    queues: dict[str, list[Any]] = {}
-    unknown = []
-    for key, values in inputs.items():
-        kind = key[:-1] if key not in by_type and key[:-1] in by_type else key
-        if values is None:
-            continue
-        if kind in queues:
-            raise InputError(f"{kind} inputs are given twice; give them under one name")
-        if kind in by_type:
-            queues[kind] = _as_list(values)
-        else:
-            unknown.append(key)
-    if unknown:
-        raise InputError(
-            f"no modality of this composition takes {', '.join(sorted(unknown))}; it takes "
-            f"{', '.join(sorted(by_type))}"
-        )
-    return queues
-
-
-def _as_list(values: Any) -> list[Any]:
-    """Return a list of inputs; a single file needs no list around it."""
-    return [values] if isinstance(values, str | bytes | Path) else list(values)
-
-
-def _as_source(value: Any) -> Any:
-    return Path(value) if isinstance(value, str) else value

@@ -1,11 +1,11 @@
 """The record of a composition: where everything in it came from, and what became of it."""
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import attrs
 
+import modalloy
 from modalloy.base import Base
 from modalloy.checkpoints.safe_index import safe_index
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
@@ -60,7 +60,7 @@ def provenance(
         )
     return {
         "format_version": FORMAT_VERSION,
-        "modalloy": _version(),
+        "modalloy": modalloy.__version__,
         "base": {"id": base.id, "fingerprint": attrs.asdict(base.fingerprint)},
         "method": model.config.method,
         "method_options": model.config.method_options,
@@ -115,10 +115,3 @@ def _text_fate(model: ModalloyForConditionalGeneration, merged: Merged) -> str:
         return "merged into the text stream"
     method = model.config.method
     return f"merged by {method}" + (", and kept beside it" if model.config.decoupled else "")
-
-
-def _version() -> str:
-    try:
-        return version("modalloy")
-    except PackageNotFoundError:
-        return "unknown"

@@ -40,7 +40,7 @@ class StoredModel:
         Raises:
             FormatError: The directory is no composition.
             IntegrityError: An encoder in it is not the one that was composed.
-            UnsafePathError: Its index leads outside it.
+            UnsafePathError: Its index, or a file of it, leads outside it.
         """
         from modalloy.composition.extras import check_weights, read_extras
 

@@ -149,7 +149,7 @@ class TrainConfig:
     validation: list[str] = attrs.Factory(list)
     seed: int = attrs.field(default=0, validator=_not_negative)
     dtype: str = attrs.field(default="bfloat16")
-    attention: str | None = None
+    attention: str | None = attrs.field(default=None)
     cache_features: bool = True
     licence: str = "unknown"
     requires: str | None = None
@@ -159,6 +159,15 @@ class TrainConfig:
         if value not in STRATEGIES:
             raise SpecError(
                 f"strategy must be 'decoupled' or 'naive', found {value!r}", subject="strategy"
+            )
+
+    @attention.validator
+    def _check_attention(self, _: "attrs.Attribute[str | None]", value: str | None) -> None:
+        if value is not None and "/" in value:
+            raise SpecError(
+                "attention must be the name of an implementation of transformers, such as "
+                f"'eager'; {value!r} would fetch a repository and run its code",
+                subject="attention",
             )
 
     @dtype.validator

@@ -153,16 +153,18 @@ def train(
 
 
 def _prepare(output: Path, work: Path) -> None:
-    """Find out before training whether its result can be written."""
+    """Find out before training whether its result can be written; nothing is made yet."""
     if output.exists():
         raise FormatError(f"{output} exists; choose another place or remove it", path=output)
     for folder in (output.parent, work):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            there = next(p for p in (folder, *folder.parents) if p.is_symlink() or p.exists())
         except OSError as error:
             raise FormatError(f"{folder} cannot be made: {error}", path=folder) from error
-        if not os.access(folder, os.W_OK):
-            raise FormatError(f"{folder} cannot be written to; choose another place", path=folder)
+        if not there.is_dir():
+            raise FormatError(f"{folder} cannot be made: {there} is no directory", path=folder)
+        if not os.access(there, os.W_OK):
+            raise FormatError(f"{there} cannot be written to; choose another place", path=folder)
 
 
 def _read_chats(files: Sequence[Path], processor: ModalloyProcessor) -> _Chats | None:
