@@ -6,6 +6,7 @@ before, around or instead of another's, and the order of results is ours.
 """
 
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Self, TypeAlias
@@ -63,6 +64,9 @@ KINDS = (
 )
 """In the order in which the hooks are called."""
 
+SLOW = 0.5
+"""Seconds from which on loading a plugin is told as slow; one should take some milliseconds."""
+
 HOOKS = (*(kind.hook for kind in KINDS), "register_commands")
 """All hooks of the contract."""
 
@@ -80,6 +84,9 @@ class PluginReport:
             ``"names"`` for a duplicate.
         error: Why it is not loaded.
         exception: The exception behind ``error``, where there is one.
+        seconds: What its import and hooks took; ``None`` where it was not tried. However long a
+            plugin takes, it is waited for: nothing can end an import and leave a process that can
+            be trusted.
         hooks: Hooks that it implements, sorted.
         modalities: Names of its modalities, sorted; likewise the further ones.
     """
@@ -91,6 +98,7 @@ class PluginReport:
     stage: str | None = None
     error: str | None = None
     exception: BaseException | None = attrs.field(default=None, eq=False, repr=False)
+    seconds: float | None = attrs.field(default=None, eq=False)
     hooks: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ()
@@ -112,6 +120,11 @@ class PluginReport:
         """The plugin, as messages name it."""
         return f"plugin {self.name!r} ({self.origin})"
 
+    @property
+    def slow(self) -> bool:
+        """Whether loading it took :data:`SLOW` seconds or more."""
+        return self.seconds is not None and self.seconds >= SLOW
+
     def __str__(self) -> str:
         verdict = {
             "loaded": "is loaded",
@@ -123,7 +136,12 @@ class PluginReport:
 
     def left_out(self, status: str, stage: str | None, reason: BaseException | str) -> Self:
         """Return the report of the same plugin, not in use and why."""
-        kept = type(self)(name=self.name, distribution=self.distribution, version=self.version)
+        kept = type(self)(
+            name=self.name,
+            distribution=self.distribution,
+            version=self.version,
+            seconds=self.seconds,
+        )
         if isinstance(reason, str):
             return attrs.evolve(kept, status=status, stage=stage, error=reason)
         text = str(reason)
@@ -163,6 +181,7 @@ def load(plugin: Plugin) -> Plugin:
     if plugin.report.stage == "metadata":
         return plugin
     quarantine = _Quarantine(plugin)
+    start = time.perf_counter()
     try:
         hooks = quarantine.run()
     except KeyboardInterrupt:
@@ -170,16 +189,26 @@ def load(plugin: Plugin) -> Plugin:
     # Not Exception alone: sys.exit() in an import, or a panic of a Rust extension, must not
     # take the host down either. The reason is kept and reported.
     except BaseException as error:  # noqa: BLE001
-        failed = plugin.left_out("failed", quarantine.stage, error)
+        failed = _timed(plugin, start).left_out("failed", quarantine.stage, error)
         return attrs.evolve(failed, offers=quarantine.offers)
     offers = {
         kind.name: MappingProxyType(dict(sorted(quarantine.offers[kind.name].items())))
         for kind in KINDS
     }
     report = attrs.evolve(
-        plugin.report, status="loaded", stage=None, error=None, exception=None, hooks=hooks
+        _timed(plugin, start).report,
+        status="loaded",
+        stage=None,
+        error=None,
+        exception=None,
+        hooks=hooks,
     )
     return Plugin(report, plugin.load, quarantine.manager, offers)
+
+
+def _timed(plugin: Plugin, start: float) -> Plugin:
+    report = attrs.evolve(plugin.report, seconds=round(time.perf_counter() - start, 3))
+    return attrs.evolve(plugin, report=report)
 
 
 class _Quarantine:

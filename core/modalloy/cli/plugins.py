@@ -1,10 +1,13 @@
-"""``modalloy plugins``: what is installed and how it fared; ``plugins check``: whether it works."""
+"""``modalloy plugins``: what is installed and how it fared; ``plugins check``: whether it works.
+
+``plugins --requirements`` tells pip how to install the same elsewhere.
+"""
 
 import contextlib
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,40 +15,36 @@ import attrs
 import typer
 
 from modalloy.cli.output import print_json, print_line, print_table
-from modalloy.errors import ModalloyError, ModalloyWarning, SpecError
+from modalloy.errors import ModalloyWarning, SpecError
 from modalloy.modality import Encoder, Target, resolve
 from modalloy.parent import MANIFEST, Parent, ParentManifest, read_manifest, verify_files
 from modalloy.quarantine import KINDS, PluginReport, Spec
 from modalloy.registry import Registry
+from modalloy.requirements import installed_set
+from modalloy.testing.report import Check, attempt
 
 command = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@attrs.frozen
-class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        subject: What it belongs to, such as ``"encoder 'timm'"``.
-        check: What was looked at, such as ``"build"``.
-        ok: Whether it is as it should be; ``None`` where it was not looked into.
-        detail: What was found.
-    """
-
-    subject: str
-    check: str
-    ok: bool | None
-    detail: str
-
-
 @command.callback(invoke_without_command=True)
-def listing(ctx: typer.Context, *, as_json: _Json = False) -> None:
+def listing(
+    ctx: typer.Context,
+    *,
+    as_json: _Json = False,
+    requirements: Annotated[
+        bool,
+        typer.Option("--requirements", help="Print pip requirements of the installed set."),
+    ] = False,
+) -> None:
     """List installed plugins: those in use, and those that are not and why."""
     if ctx.invoked_subcommand is not None:
         return
     registry = _discover()
+    if requirements:
+        _print_requirements(registry, as_json=as_json)
+        return
     if as_json:
         print_json([describe(registry, report) for report in registry.reports])
         return
@@ -54,6 +53,8 @@ def listing(ctx: typer.Context, *, as_json: _Json = False) -> None:
     for report in registry.reports:
         if report.status != "loaded":
             print_line(f"{report.status}: {report}")
+        if report.slow:
+            print_line(f"slow: {report.subject} took {report.seconds:.1f} s to load")
 
 
 @command.command("check")
@@ -76,6 +77,15 @@ def check_command(
         print_line(f"{len(checks)} checked, {failed} failed")
     if failed:
         raise typer.Exit(1)
+
+
+def _print_requirements(registry: Registry, *, as_json: bool) -> None:
+    found = installed_set(registry.reports)
+    if as_json:
+        print_json([attrs.asdict(one) for one in found])
+        return
+    for one in found:
+        print_line(one.line)
 
 
 def describe(registry: Registry, report: PluginReport) -> dict[str, Any]:
@@ -125,7 +135,7 @@ def check(registry: Registry, name: str) -> list[Check]:
     for subject, spec in offers:
         if isinstance(spec, Encoder):
             found = functools.partial(_known_modality, registry, spec.modality)
-            checks.append(_attempt(subject, "modality", found))
+            checks.append(attempt(subject, "modality", found))
         if isinstance(spec, Parent):
             checks += _check_parent(registry, spec)
     return checks
@@ -147,7 +157,7 @@ def _check_targets(subject: str, spec: Spec, names: Sequence[str]) -> Iterator[C
     for name in names:
         target: Target | None = getattr(spec, name, None)
         if target is not None:
-            yield _attempt(subject, name, functools.partial(_resolved, target, name in _LIGHT))
+            yield attempt(subject, name, functools.partial(_resolved, target, name in _LIGHT))
 
 
 def _resolved(target: Target, light: bool) -> str:  # noqa: FBT001 - partial of a private function
@@ -167,7 +177,7 @@ def _known_modality(registry: Registry, name: str) -> str:
 
 def _check_parent(registry: Registry, parent: Parent) -> Iterator[Check]:
     subject = f"parent {parent.name!r}"
-    yield _attempt(subject, "modality", lambda: _known_modality(registry, parent.modality))
+    yield attempt(subject, "modality", lambda: _known_modality(registry, parent.modality))
     if not isinstance(parent.source, Path):
         detail = f"the Hub repository {parent.source!r} is fetched when first used"
         yield Check(subject, "files", ok=None, detail=detail)
@@ -178,7 +188,7 @@ def _check_parent(registry: Registry, parent: Parent) -> Iterator[Check]:
         manifests.append(read_manifest(parent.directory()))
         return "read"
 
-    yield _attempt(subject, MANIFEST, read)
+    yield attempt(subject, MANIFEST, read)
     for manifest in manifests:
         yield from _check_manifest(registry, parent, manifest)
 
@@ -187,14 +197,14 @@ def _check_manifest(
     registry: Registry, parent: Parent, manifest: ParentManifest
 ) -> Iterator[Check]:
     subject = f"parent {parent.name!r}"
-    yield _attempt(subject, "files", lambda: _verified(parent, manifest))
-    yield _attempt(subject, "declaration", lambda: _agrees(parent, manifest))
-    yield _attempt(
+    yield attempt(subject, "files", lambda: _verified(parent, manifest))
+    yield attempt(subject, "declaration", lambda: _agrees(parent, manifest))
+    yield attempt(
         subject,
         "encoder",
         lambda: registry.encoder(manifest.encoder.type, requires=manifest.requires).name,
     )
-    yield _attempt(subject, "connector", lambda: registry.connector(manifest.connector.type).name)
+    yield attempt(subject, "connector", lambda: registry.connector(manifest.connector.type).name)
 
 
 def _verified(parent: Parent, manifest: ParentManifest) -> str:
@@ -219,15 +229,6 @@ def _agrees(parent: Parent, manifest: ParentManifest) -> str:
     if wrong:
         raise SpecError("; ".join(wrong), subject=f"parent {parent.name!r}")
     return f"{', '.join(pairs)} as in {MANIFEST}"
-
-
-def _attempt(subject: str, what: str, function: Callable[[], str]) -> Check:
-    try:
-        return Check(subject, what, ok=True, detail=function())
-    except ModalloyError as error:
-        return Check(subject, what, ok=False, detail=str(error))
-    except Exception as error:  # noqa: BLE001 - a plugin's module may raise anything; it is shown
-        return Check(subject, what, ok=False, detail=f"{type(error).__name__}: {error}")
 
 
 def _discover() -> Registry:
