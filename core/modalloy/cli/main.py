@@ -46,6 +46,7 @@ COMMANDS = {
     "search": LazyCommand("modalloy.cli.search:command", "Search a model's coefficients."),
     "train": LazyCommand("modalloy.cli.train:command", "Train a parent for a modality."),
     "plugins": LazyCommand("modalloy.cli.plugins:command", "List plugins, or check one."),
+    "new-plugin": LazyCommand("modalloy.cli.new_plugin:command", "Write a plugin, or update one."),
 }
 """The core's commands, in the order of the listing."""
 
