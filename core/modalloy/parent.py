@@ -16,6 +16,7 @@ A stream that has neither an adapter nor weights of its own runs on the base as 
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import attrs
 from modalloy.checkpoints.safe_files import check_file, read_object
 from modalloy.checkpoints.safe_index import check_inside
 from modalloy.errors import (
+    DeltaError,
     FormatError,
     IntegrityError,
     MissingComponentError,
@@ -248,6 +250,26 @@ def write_manifest(directory: Path, manifest: ParentManifest) -> ParentManifest:
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(directory / MANIFEST)
     return manifest
+
+
+def check_once(weights: Path, paired: Iterable[str], whole: Iterable[str]) -> None:
+    """Check that no tensor of a stream is changed both by a pair and whole.
+
+    Args:
+        weights: Directory of the whole tensors, for messages.
+        paired: Names of the tensors that pairs change.
+        whole: Names of those that were tuned whole.
+
+    Raises:
+        DeltaError: One is.
+    """
+    twice = sorted(set(paired) & set(whole))
+    if twice:
+        raise DeltaError(
+            f"{weights.parent}: {twice[0]!r} is changed by an adapter and by {weights.name}; one "
+            "of them must leave it alone",
+            tensor=twice[0],
+        )
 
 
 def verify_files(directory: Path, manifest: ParentManifest) -> None:

@@ -87,12 +87,12 @@ def whole_model(
     model.tie_weights()
     model.save_pretrained(path)
     if layout != "saved":
-        _rename(path, family, model, layout)
+        _rename(path, model, layout)
     tiny_tokenizer().save_pretrained(path)
     return model.eval()
 
 
-def _rename(path: Path, family: str, model: PreTrainedModel, layout: str) -> None:
+def _rename(path: Path, model: PreTrainedModel, layout: str) -> None:
     if layout == "runtime":
         tensors = {n: t.detach().clone() for n, t in model.state_dict().items()}
     else:
@@ -103,8 +103,6 @@ def _rename(path: Path, family: str, model: PreTrainedModel, layout: str) -> Non
             part, _, rest = name.partition(".")
             if part in ("vision_tower", "image_tower", "video_tower"):
                 name = f"{part}.vision_model.{rest}"  # noqa: PLW2901
-            if family == "qwen3_vl":  # which never had other names
-                name = name.removeprefix("")  # noqa: PLW2901
             tensors[name] = tensor
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
 

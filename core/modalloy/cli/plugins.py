@@ -144,7 +144,7 @@ def check(registry: Registry, name: str) -> list[Check]:
 _LIGHT = ("output_shape", "output_tokens")
 """Targets that must not import torch: prompts are laid out by them."""
 
-_HEAVY = ("read", "preprocess", "build", "questions")
+_HEAVY = ("read", "preprocess", "build", "questions", "merge", "rule")
 
 
 def _offers(registry: Registry, report: PluginReport) -> Iterator[tuple[str, Spec]]:

@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 
 from modalloy.composition.caches import NAMES
 from modalloy.composition.configuration import ModalloyConfig
+from modalloy.composition.devices import execution_device
 from modalloy.composition.encoders import EncoderStore
 from modalloy.composition.folding import Folding
 from modalloy.composition.streams import Routing, StreamRouter, check_types, route
@@ -68,8 +69,8 @@ class MediaEmbedding:
     def connect(self, modality: str, features: torch.Tensor) -> torch.Tensor:
         """Turn an encoder's features ``(N, K, F)`` into embeddings ``(N, tokens, D)``."""
         connector = self.connectors[modality]
-        like = next(connector.parameters())
-        return connector(features.to(device=like.device, dtype=like.dtype))
+        dtype = next(connector.parameters()).dtype
+        return connector(features.to(device=execution_device(connector), dtype=dtype))
 
     def route(self, types: torch.Tensor, present: torch.Tensor) -> Routing:
         """Return the streams of the tokens of a pass.

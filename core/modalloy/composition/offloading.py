@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modalloy.composition.devices import execution_device
 from modalloy.composition.folding import Folding
 from modalloy.composition.layers import StreamLinear
 from modalloy.composition.vectors import StreamEmbedding, StreamNorm
@@ -22,11 +23,9 @@ class PlacedModel:
     """Where a composed model's parts are, see the class that mixes this in.
 
     Attributes:
-        connectors: Connector by modality.
         folding: Of the language model.
     """
 
-    connectors: nn.ModuleDict
     folding: Folding
     _no_split_modules = tuple(kind.__name__ for kind in WHOLE)
 
@@ -43,12 +42,6 @@ class PlacedModel:
         device: torch.device = super().device  # type: ignore[misc]  # of transformers' class
         return device
 
-    def connect(self, modality: str, features: torch.Tensor) -> torch.Tensor:
-        """Turn an encoder's features ``(N, K, F)`` into embeddings ``(N, tokens, D)``."""
-        connector = self.connectors[modality]
-        dtype = next(connector.parameters()).dtype
-        return connector(features.to(device=execution_device(connector), dtype=dtype))
-
     def _settle(self) -> None:
         """Have stream-aware layers brought whole; where any are, fold nothing."""
         whole = [m for m in self.modules() if isinstance(m, WHOLE)]  # type: ignore[attr-defined]
@@ -58,15 +51,6 @@ class PlacedModel:
                 self.folding.drop()
                 self.folding.limit = 0
                 _bring_whole(module, hook)
-
-
-def execution_device(module: nn.Module) -> torch.device:
-    """Return where a module runs, wherever its weights are kept meanwhile."""
-    for part in module.modules():
-        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-        if device is not None:
-            return torch.device(device)
-    return next(module.parameters()).device
 
 
 def _bring_whole(module: nn.Module, hook: Any) -> None:

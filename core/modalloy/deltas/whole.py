@@ -4,7 +4,6 @@ What is stored is each tensor as it was tuned, not its difference from the base:
 two bfloat16 values is rarely one, the tuned value always is.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -13,8 +12,10 @@ import torch
 from modalloy.checkpoints.reader import CheckpointReader
 from modalloy.deltas.lowrank import LowRankDelta, read_adapter
 from modalloy.errors import BaseMismatchError, DeltaError
+from modalloy.parent import check_once
 
 STREAMS = ("text", "modality")
+"""What a parent may have a delta for."""
 
 
 class BaseDirectory(Protocol):
@@ -53,26 +54,6 @@ def read_stream(directory: Path, stream: str, base: BaseDirectory) -> LowRankDel
         check_once(weights, (f"{module}.weight" for module in delta.pairs), tuned.names())
         tensors = {name: read_delta(tuned, plain, name, base.id) for name in tuned.names()}
     return LowRankDelta(delta.pairs, tensors)
-
-
-def check_once(weights: Path, paired: Iterable[str], whole: Iterable[str]) -> None:
-    """Check that no tensor of a stream is changed both by a pair and whole.
-
-    Args:
-        weights: Directory of the whole tensors, for messages.
-        paired: Names of the tensors that pairs change.
-        whole: Names of those that were tuned whole.
-
-    Raises:
-        DeltaError: One is.
-    """
-    twice = sorted(set(paired) & set(whole))
-    if twice:
-        raise DeltaError(
-            f"{weights.parent}: {twice[0]!r} is changed by an adapter and by {weights.name}; one "
-            "of them must leave it alone",
-            tensor=twice[0],
-        )
 
 
 def read_delta(

@@ -1,7 +1,7 @@
 """Compressing the delta of a whole language model, with the error of every matrix on record."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import torch
@@ -9,15 +9,8 @@ import torch
 from modalloy.base import Base
 from modalloy.deltas.compress import Compressed, Compression, compress
 from modalloy.deltas.lowrank import LowRankDelta
+from modalloy.interop.language import Tuned
 from modalloy.interop.matrices import MatrixRecord, total_error
-
-
-class Changed(Protocol):
-    """A tensor that was tuned."""
-
-    @property
-    def name(self) -> str:
-        """In the base."""
 
 
 @attrs.frozen(eq=False)
@@ -32,7 +25,7 @@ class CompressedLanguage:
     """
 
     delta: LowRankDelta
-    whole: tuple[Any, ...]
+    whole: tuple[Tuned, ...]
     matrices: tuple[MatrixRecord, ...]
     limits: Compression
 
@@ -63,8 +56,8 @@ class CompressedLanguage:
 
 
 def compress_changed(
-    changed: tuple[Any, ...],
-    delta_of: Callable[[Any], tuple[torch.Tensor, torch.dtype]],
+    changed: tuple[Tuned, ...],
+    delta_of: Callable[[Tuned], tuple[torch.Tensor, torch.dtype]],
     base: Base,
     limits: Compression,
     progress: Callable[[str], None],
@@ -72,7 +65,7 @@ def compress_changed(
     """Compress what changed in a base's linear layers, one matrix at a time.
 
     Args:
-        changed: Tensors that were tuned, each with its ``name`` in the base.
+        changed: Tensors that were tuned.
         delta_of: Returns the float32 delta of one, and the dtype that it was tuned in.
         base: The base.
         limits: How far to go.

@@ -11,7 +11,7 @@ from modalloy.base import Base, check_fingerprint
 from modalloy.checkpoints.reader import CheckpointReader
 from modalloy.deltas.compress import Compression
 from modalloy.deltas.lowrank import LowRankDelta, read_adapter, write_adapter
-from modalloy.deltas.whole import check_once, read_delta
+from modalloy.deltas.whole import read_delta
 from modalloy.errors import DeltaError, SpecError
 from modalloy.interop.accounting import MODALITY_DELTA, TEXT_DELTA, Row
 from modalloy.interop.compressing import CompressedLanguage, compress_changed
@@ -22,6 +22,7 @@ from modalloy.parent import (
     MODALITY_WEIGHTS,
     TEXT_ADAPTER,
     TEXT_WEIGHTS,
+    check_once,
     read_manifest,
     verify_files,
     write_manifest,

@@ -20,7 +20,14 @@ from modalloy.errors import (
     UnknownNameError,
 )
 from modalloy.merging.recipe import Recipe
-from modalloy.parent import MANIFEST, TEXT_ADAPTER, TEXT_WEIGHTS, read_manifest, verify_files
+from modalloy.parent import (
+    MANIFEST,
+    TEXT_ADAPTER,
+    TEXT_WEIGHTS,
+    check_once,
+    read_manifest,
+    verify_files,
+)
 
 if TYPE_CHECKING:
     from modalloy.registry import Registry
@@ -257,13 +264,7 @@ def _read_parent(
             f"{directory} has neither {TEXT_ADAPTER} nor {TEXT_WEIGHTS}: its text stream is the "
             "base's, and there is nothing to merge"
         )
-    twice = sorted(pairs.keys() & tuned.keys())
-    if twice:
-        raise DeltaError(
-            f"{directory}: {twice[0]!r} is changed by {TEXT_ADAPTER} and by {TEXT_WEIGHTS}; one of "
-            "them must leave it alone",
-            tensor=twice[0],
-        )
+    check_once(weights, pairs, tuned)
     return pairs, tuned, tuple(notes)
 
 

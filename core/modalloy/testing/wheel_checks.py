@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from abc import ABC, abstractmethod
 from email.message import Message
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -118,14 +119,14 @@ def check_wheel(
     return checks.finish()
 
 
-class _Content:
+class _Content(ABC):
     """Names of the files of a distribution, and some of their texts."""
 
     names: frozenset[str]
 
+    @abstractmethod
     def text(self, suffix: str) -> str:
         """Return the text of a file of its ``.dist-info``, or an empty one."""
-        raise NotImplementedError
 
     @property
     def metadata(self) -> Message:

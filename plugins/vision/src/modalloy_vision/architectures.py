@@ -5,6 +5,7 @@ The words are those of transformers' own configurations, and what is no size, no
 small constant is not among them: no key of a stranger's file chooses code.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -86,7 +87,7 @@ class SiglipArchitecture(ClipArchitecture):
 
 
 @attrs.frozen(kw_only=True)
-class QwenArchitecture:
+class QwenArchitecture(ABC):
     """What the vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL have in common.
 
     Attributes:
@@ -104,14 +105,14 @@ class QwenArchitecture:
     temporal_patch_size: int = 2
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Features of a patch."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def inner(self) -> int:
         """Features inside a layer's MLP."""
-        raise NotImplementedError
 
     def check(self, subject: str) -> None:
         """Check the numbers; ``subject`` is named in messages.
