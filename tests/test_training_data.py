@@ -189,6 +189,9 @@ def test_templates_that_cannot_be_laid_out(processor: ModalloyProcessor, data: P
     processor.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(FormatError, match=r"one\.jsonl, line 1: roles must alternate"):
         ChatDataset([file], processor)
+    processor.chat_template = "{{ messages[0]['content'] + 1 }}"
+    with pytest.raises(FormatError, match=r"one\.jsonl, line 1: .*can only concatenate str"):
+        ChatDataset([file], processor)
     processor.chat_template = "{% for m in messages | reverse %}{{ m['content'] }}|{% endfor %}"
     with pytest.raises(FormatError, match="does not write messages one after the other"):
         ChatDataset([file], processor)

@@ -34,6 +34,17 @@ def test_what_the_output_lacks_is_skipped_and_said(tmp_path: Path) -> None:
     assert row["fate"] == "skipped: the output has no such tensor"
 
 
+def test_another_arithmetic_is_said(tmp_path: Path) -> None:
+    base, models = make_models(tmp_path, 2)
+    save(base, read(base), rope_theta=10_000.0, head_dim=4)
+    save(models[0], read(models[0]), rope_theta=1e6, head_dim=4)
+    result = modalloy.merge(recipe("linear", base, models, {"weight": 0.5}), tmp_path / "out")
+    told = [row for row in result.record["accounting"] if row["source"] in ("a", "b")]
+    assert [(row["source"], row["fate"]) for row in told] == [
+        ("a", "it computes otherwise than the output: rope_theta 1000000.0, the output 10000.0")
+    ]
+
+
 def test_rows_of_a_vocabulary_are_merged_by_those_who_have_them(tmp_path: Path) -> None:
     base, models = make_models(tmp_path, 2, torch.float32)
     name = "model.embed_tokens.weight"

@@ -24,7 +24,7 @@ _ALWAYS = frozenset({"padding", "return_dict", "return_tensors"})
 """Arguments that change nothing: a dict of padded tensors is returned whatever they say."""
 
 # A template is a program of whoever made the base; what it stumbles over is mostly Python's own.
-_TEMPLATE_ERRORS = (
+TEMPLATE_ERRORS = (
     TemplateError,
     ArithmeticError,
     AttributeError,
@@ -182,7 +182,7 @@ class ModalloyProcessor(ProcessorMixin):
                     add_generation_prompt=add_generation_prompt,
                     **kwargs,
                 )
-            except _TEMPLATE_ERRORS as error:
+            except TEMPLATE_ERRORS as error:
                 raise InputError(
                     f"the chat template cannot lay out these messages: {error}; change them, or "
                     "give another template under chat_template"

@@ -19,6 +19,7 @@ from modalloy.checkpoints.mapped import MappedTensor
 from modalloy.checkpoints.writer import ITEM_SIZES, TensorLayout
 from modalloy.errors import DeltaError
 from modalloy.kernels.cpu.blocks import CODES
+from modalloy.merging.agreement import differing
 from modalloy.merging.sources import Operand, Pair, Source, Sources
 
 _HEAD = "lm_head.weight"
@@ -286,8 +287,9 @@ def _account_unused(
             tied = name == _HEAD and heads[id(source)] is not None
             why = "tied to the embedding" if tied else "the output has no such tensor"
             account.add(source.label, f"skipped: {why}", name)
-        for note in source.notes:
-            account.add(source.label, note, None)
+        note = differing(source.config, sources.donor.config)
+        for told in (*source.notes, *([note] if note else [])):
+            account.add(source.label, told, None)
 
 
 class _Account:

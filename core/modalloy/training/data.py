@@ -7,14 +7,13 @@ from typing import Any
 
 import attrs
 import torch
-from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from modalloy.composition.content import flatten_message
 from modalloy.composition.features import FeatureCache
 from modalloy.composition.loss import IGNORED
-from modalloy.composition.processing import ModalloyProcessor
+from modalloy.composition.processing import TEMPLATE_ERRORS, ModalloyProcessor
 from modalloy.errors import FormatError, InputError, UnsafePathError
 
 ANSWERER = "assistant"
@@ -139,7 +138,7 @@ def _lay_out(record: Any, file: Path, number: int, processor: ModalloyProcessor)
     try:
         flat = [flatten_message(message, processor.modalities) for message in messages]
         ids, labels = tokenize_chat([message for message, _ in flat], processor)
-    except (InputError, TemplateError) as error:
+    except (InputError, *TEMPLATE_ERRORS) as error:
         raise FormatError(f"{where}: {error}", path=file) from error
     if any(message["role"] == ANSWERER and found for message, found in flat):
         raise FormatError(

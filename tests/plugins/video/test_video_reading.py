@@ -201,6 +201,23 @@ def test_limits_hold_before_decoding(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             assert (e.value.limit, e.value.allowed, e.value.found) == (limit, allowed, found)
 
 
+@pytest.mark.parametrize("kind", CODINGS)
+def test_the_limit_on_pixels_counts_what_is_shown(kind: str) -> None:
+    """Coded frames are padded to whole blocks, and FFmpeg's own guard counts those."""
+    data = video(kind, frames=4, size=(66, 50))
+    assert read(data, {**LIMITS, "pixels": 3300}).frames.shape[1:] == (50, 66, 3)
+    with pytest.raises(LimitError, match="has 3,300 pixels a frame, at most 3,299 are read"):
+        read(data, {**LIMITS, "pixels": 3299})
+
+
+@pytest.mark.parametrize("kind", CODINGS)
+def test_a_frame_far_above_the_limit_is_never_made(kind: str) -> None:
+    data = video(kind, frames=4, size=(640, 400))
+    with pytest.raises(InputError, match="pixels a frame") as caught:
+        read(data, {**LIMITS, "pixels": 1000})
+    assert "scale it down" in str(caught.value)
+
+
 def test_limits_on_frames_from_memory() -> None:
     frames = np.zeros((11, 40, 50, 3), np.uint8)
     for source in (frames, list(frames)):

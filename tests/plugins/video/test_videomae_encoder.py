@@ -102,16 +102,6 @@ def test_frozen_in_float32_whatever_was_stored(tmp_path: Path) -> None:
     assert not any(module.training for module in encoder.modules())
 
 
-def test_a_batch_gives_what_each_clip_gives_alone(tmp_path: Path) -> None:
-    _, config = saved(tmp_path)
-    encoder = build(config)
-    pixels = noise(3)
-    alone = torch.cat([encoder(one[None]) for one in pixels])
-    # Two float32 layers, summed in another order.
-    torch.testing.assert_close(encoder(pixels), alone, rtol=1e-5, atol=1e-5)
-    assert torch.equal(encoder(pixels), build(config)(pixels))
-
-
 def test_the_models_own_processor_is_used(tmp_path: Path) -> None:
     _, config = saved(tmp_path)
     own = processor()

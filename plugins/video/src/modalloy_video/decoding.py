@@ -66,8 +66,7 @@ def decode(handle: BinaryIO, name: str, limits: Mapping[str, int]) -> Clip:
         with _open(handle, limits) as container:
             stream = _stream(container, name, limits)
             stream.thread_type = "AUTO"
-            # A second guard behind the header's size: frames may grow on the way.
-            stream.codec_context.options = {"max_pixels": str(limits["pixels"])}
+            stream.codec_context.options = _guard(limits)  # frames may grow on the way
             return _keep(container.decode(stream), survey, name)
     except av.FFmpegError as error:
         raise InputError(
@@ -76,11 +75,20 @@ def decode(handle: BinaryIO, name: str, limits: Mapping[str, int]) -> Clip:
         ) from error
 
 
+def _guard(limits: Mapping[str, int]) -> dict[str, str]:
+    """Return FFmpeg's own limit, which is to stop bombs and leave what is near ours to us.
+
+    It counts pixels as they are coded, sides rounded up to whole blocks of 64 at most, and what it
+    stops looks damaged.
+    """
+    return {"max_pixels": str(4 * limits["pixels"] + 2**16)}
+
+
 def _open(handle: BinaryIO, limits: Mapping[str, int]) -> InputContainer:
     return av.open(
         _Nameless(handle),
         "r",
-        options={"max_pixels": str(limits["pixels"])},
+        options=_guard(limits),
         container_options={"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"},
         metadata_errors="replace",
         io_open=_refuse,
@@ -125,7 +133,13 @@ def _stream(container: InputContainer, name: str, limits: Mapping[str, int]) -> 
         raise InputError(
             f"video: {name} is in a coding that this FFmpeg cannot decode; convert it to H.264"
         )
-    check_limit("pixels", stream.codec_context.width * stream.codec_context.height, limits, name)
+    pixels = stream.codec_context.width * stream.codec_context.height
+    check_limit("pixels", pixels, limits, name)
+    if not pixels:
+        raise InputError(
+            f"video: {name} is damaged, or has far more pixels a frame than the "
+            f"{limits['pixels']:,} that are read; scale it down or fetch it again"
+        )
     return stream
 
 
