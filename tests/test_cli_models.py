@@ -229,6 +229,25 @@ def test_ask_answers_as_the_model_does(shell: Shell, composed: Path) -> None:
     assert data["answer"] == processor.tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
+def test_an_answer_on_a_terminal_comes_as_it_is_made_and_drives_nothing(
+    shell: Shell, composed: Path
+) -> None:
+    made, streamer = [], ask_module._streamer
+    shell.patch.setattr(ask_module, "_streamer", lambda t: made.append(streamer(t)) or made[0])
+    shell.patch.setattr(sys.stdout, "isatty", lambda: True)
+    shell.patch.setattr(modalloy.load(composed)[1].tokenizer.__class__, "decode", red)
+    code, out, _ = shell("ask", composed, "--image", "one.txt", "what", "--max-new-tokens", "5")
+    assert (code, len(made)) == (0, 1)
+    assert out.rstrip().endswith("\\x1b[31m")
+    assert "\x1b" not in out
+
+
+def red(self: Any, ids: Any, **_: Any) -> str:
+    """Stand in for a tokenizer's decoding: any text is a colour."""
+    del self
+    return f"{len(ids)} tokens \x1b[31m"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from modalloy.cli.output import hush_transformers, print_json, print_line
+from modalloy.cli.output import hush_transformers, print_json, print_line, shown
 from modalloy.errors import nearest
 
 MEDIA = "modalloy.media"
@@ -145,12 +145,10 @@ def answer(
     Returns:
         The answer, and its number of tokens.
     """
-    from transformers import TextStreamer
-
     inputs = processor.apply_chat_template(messages, add_generation_prompt=True)
     streamer = None
     if stream:
-        streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = _streamer(processor.tokenizer)
     out = model.generate(
         **inputs.to(model.device),
         max_new_tokens=max_new_tokens,
@@ -159,3 +157,14 @@ def answer(
     )
     new = out[0, inputs["input_ids"].shape[1] :]
     return processor.tokenizer.decode(new, skip_special_tokens=True).strip(), len(new)
+
+
+def _streamer(tokenizer: Any) -> Any:
+    """Return what writes an answer as it comes, nothing of it driving the terminal."""
+    from transformers import TextStreamer
+
+    class Shown(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: FBT001, FBT002
+            super().on_finalized_text(shown(text), stream_end)
+
+    return Shown(tokenizer, skip_prompt=True, skip_special_tokens=True)
