@@ -3,8 +3,10 @@
 import ast
 import importlib
 import inspect
+import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from modalloy.cli.main import COMMANDS
 from modalloy.deltas.lowrank import LowRankDelta, LowRankPair
 from modalloy.merging.merged import Merged
 from modalloy.merging.rules import Rule
+from modalloy.training.config import LoraConfig, StageConfig, TrainConfig
 
 CONTRACT = (ROOT / "docs/reference/contract.md").read_text(encoding="utf-8")
 HOOKS = {n: f for n, f in vars(hookspecs).items() if hasattr(f, f"{hookspecs.GROUP}_spec")}
@@ -100,17 +103,90 @@ def test_every_command_and_public_name_has_its_section() -> None:
     assert re.findall(r"^## (\w+)$", names, re.MULTILINE) == modalloy.__all__
 
 
+@pytest.mark.parametrize(
+    ("opening", "kind"),
+    [
+        ("| `name` |", TrainConfig),
+        ("`lora`:\n", LoraConfig),
+        ("`connector_stage` and `tuning_stage`:\n", StageConfig),
+    ],
+)
+def test_training_has_every_key_and_default(opening: str, kind: Any) -> None:
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    table = page[page.index(opening) :].split("\n\n")[opening.endswith("\n")]
+    rows = dict(re.findall(r"^\| `(\w+)` \| ?(.*?) ?\|", table, re.MULTILINE))
+    fields = {field.name: field.default for field in attrs.fields(kind)}
+    assert list(rows) == list(fields)
+    for name, told in rows.items():
+        if told and told not in _TOLD_IN_WORDS:
+            assert fields[name] == yaml.safe_load(told.strip("`")), name
+
+
+_TOLD_IN_WORDS = ("none", "the base's own", "the seven of Llama", "`learning_rate`")
+
+
+@pytest.mark.parametrize("modality", ["vision", "audio", "video", "pointcloud"])
+def test_training_tells_what_the_shipped_parents_took(modality: str) -> None:
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    folder = ROOT / f"plugins/{modality}/src/modalloy_{modality}/parents"
+    own, naive = (
+        json.loads((folder / f"smollm2-{kind}/parent.json").read_text("utf-8"))["training"]
+        for kind in ("decoupled", "naive")
+    )
+    stages = ("connector_stage", "tuning_stage")
+    seconds = [own["results"][stage]["seconds"] for stage in stages]
+    seconds += [own["seconds"], naive["results"]["tuning_stage"]["seconds"], naive["seconds"]]
+    steps = " + ".join(str(own["config"][stage]["steps"]) for stage in stages)
+    cells = " | ".join(f"{one:,.0f} s" for one in seconds)
+    assert f"| `{modality}` | {steps} | {cells} |\n" in page
+
+
+def test_the_readme_has_the_numbers_of_the_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    cells = json.loads((ROOT / "docs/results.json").read_text(encoding="utf-8"))["cells"]
+
+    def shown(model: str, kind: str, scoring: str = "options") -> str:
+        return f"{100 * cells[model][kind][scoring]['right']['value']:.1f}"
+
+    for words, name in _PARENTS.items():
+        for strategy in ("decoupled", "naive"):
+            parent = f"{name}-{strategy}"
+            naming, exact = (shown(parent, f"{name}-mc", how) for how in ("options", "exact"))
+            captions, attributes = (shown(parent, f"{name}-{k}") for k in ("caption", "attribute"))
+            row = f"| {words}, {strategy} | {naming} ({exact}) | {captions} | {attributes} |\n"
+            assert row in readme
+    for words, name in _COMPOSITIONS.items():
+        kinds = (f"mcub-{kind}-{_ALL}-noisy" for kind in ("object", "attribute"))
+        assert f"| {words} | {' | '.join(shown(name, kind) for kind in kinds)} |\n" in readme
+
+
+_ALL = "audio+pointcloud+video+vision"
+_PARENTS = {"pictures": "vision", "words": "audio", "clips": "video", "point clouds": "pointcloud"}
+_COMPOSITIONS = {
+    "connectors alone, no delta": "connectors",
+    "one delta trained on all modalities jointly": "joint",
+    "the same, coefficients learned by layer": "joint-layers",
+    "NaiveMC, mean": "naive-mean",
+    "NaiveMC, sum": "naive-sum",
+    "NaiveMC, factors averaged apart": "factor-mean",
+    "NaiveMC, TIES": "ties",
+    "MMER": "mmer",
+    "naive parents, decoupled afterwards": "post-hoc",
+    "DAMC, text by SWUDI": "swudi",
+    "DAMC, text by TIES": "damc-ties",
+    "DAMC, uniform": "damc-uniform",
+    "DAMC, grid search": "damc-grid",
+    "DAMC, presence (the default)": "damc-presence",
+    "DAMC, coefficients learned by layer": "damc-layers",
+}
+
+
 def test_every_page_is_in_the_navigation() -> None:
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-
-    def leaves(item: Any) -> list[str]:
-        if isinstance(item, str):
-            return [item]
-        below = item.values() if isinstance(item, dict) else item
-        return [leaf for one in below for leaf in leaves(one)]
-
+    named = runpy.run_path(str(ROOT / "docs/_tools/build.py"))["named"]
     pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
-    assert {*leaves(settings["nav"])} == {"index.md", *pages}
+    plugins = {str(p.relative_to(ROOT)) for p in ROOT.glob("plugins/*/README.md")}
+    assert {*named(settings["nav"])} == {"index.md", *pages, *plugins}
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +245,9 @@ def test_the_site_builds_strictly_and_fetches_nothing(copy: Path) -> None:
         ("docs/bases.md", "nowhere.svg"),
         ("docs/bases.md", "merging.md#no-such-part"),
         ("docs/bases.md", "../recipes/nowhere/README.md"),
+        ("plugins/vision/README.md", "../../docs/nowhere.md"),
+        ("plugins/audio/README.md", "../vision/README.md#nothing"),
+        ("examples/timeseries/README.md", "../nowhere.md"),
         ("docs/tutorials/write-a-merge-method.md", "../reference/contract.md#nothing"),
     ],
 )
@@ -183,6 +262,19 @@ def test_a_dead_link_fails_the_build(copy: Path, page: str, link: str) -> None:
     assert done.returncode != 0
     told = done.stdout + done.stderr
     assert f"{page}: {link} leads to no file" in told or "anchor does not exist" in told, told
+
+
+@pytest.mark.parametrize("name", ["recipes.md", "plugins/audio/README.md", "site.css"])
+def test_what_the_settings_name_is_there(copy: Path, name: str) -> None:
+    path = copy / "mkdocs.yml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(name, f"no-{name}"), encoding="utf-8")
+    try:
+        done = build(copy)
+    finally:
+        path.write_text(text, encoding="utf-8")
+    assert done.returncode != 0
+    assert f"mkdocs.yml: no-{name} leads to no file" in done.stderr
 
 
 def test_the_docs_group_is_what_the_makefile_builds_with() -> None:

@@ -13,6 +13,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = ROOT / "build" / "docs" / "pages"
@@ -95,10 +98,32 @@ def stage() -> list[Path]:
     return done
 
 
+def named(settings: Any) -> Iterator[str]:
+    """Yield the files that a part of mkdocs.yml names."""
+    if isinstance(settings, str):
+        yield settings
+        return
+    for one in settings.values() if isinstance(settings, dict) else settings:
+        yield from named(one)
+
+
+def check_settings() -> None:
+    """Check what the generator says nothing about: that the files it is to take are there.
+
+    Raises:
+        LookupError: One is not.
+    """
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    for name in (*named(settings["nav"]), *named(settings["extra_css"])):
+        if not (STAGE / name).is_file():
+            raise LookupError(f"mkdocs.yml: {name} leads to no file of the pages")
+
+
 def main() -> int:
     """Stage and build; the exit code is the generator's."""
     try:
         pages = stage()
+        check_settings()
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
         return 1

@@ -1,18 +1,25 @@
 """Command lines of the documentation: parsing all, and running those of modalloy itself."""
 
 import contextlib
+import importlib.metadata
 import io
-import re
+import runpy
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.main import get_command
 
 from docs.fences import ROOT
 from modalloy.cli.main import app, run
+
+INSTALLED = {canonicalize_name(one.name): one for one in importlib.metadata.distributions()}
+"""What the environment that runs this has; the worlds of the pages hide it later."""
 
 
 def parse_modalloy(arguments: list[str]) -> tuple[str, dict[str, Any]]:
@@ -50,39 +57,63 @@ def run_modalloy(arguments: list[str], patch: pytest.MonkeyPatch) -> str:
     return out.getvalue()
 
 
+def run_script(words: list[str], patch: pytest.MonkeyPatch) -> None:
+    """Run ``python SCRIPT ARGUMENTS``; an error fails the test."""
+    patch.setattr(sys, "argv", words)
+    code: Any = 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    assert not code, f"python {' '.join(words)} left with {code}"
+
+
 def check_possible(words: list[str]) -> None:
     """Check that a command line that is not run could be."""
     program, *rest = words
     if program == "modalloy":
         parse_modalloy(rest)
     elif program == "make":
-        text = (ROOT / "Makefile").read_text(encoding="utf-8")
-        for target in rest:
-            assert re.search(rf"^{target}:", text, re.MULTILINE), f"the Makefile has no {target}"
+        command = ["make", "--dry-run", "--directory", str(ROOT), *rest]
+        subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - prints, runs nothing
+    elif program == "python":
+        assert Path(rest[0]).is_file(), rest[0]
     elif program == "accelerate":
         assert rest[0] == "launch"
         place = rest.index("-m")
         assert rest[place + 1] == "modalloy"
         parse_modalloy(rest[place + 2 :])
-    elif program == "pip":
-        _check_pip(rest)
     else:
         pytest.fail(f"{program}: nothing is known of this program; see tests/docs/commands.py")
 
 
-def _check_pip(words: list[str]) -> None:
-    assert words[0] == "install"
-    queue = words[1:]
-    while queue:
-        word = queue.pop(0)
-        if word == "-e":
-            path, _, extras = queue.pop(0).partition("[")
-            project = tomllib.loads((ROOT / path / "pyproject.toml").read_text("utf-8"))["project"]
-            asked = {extra for extra in extras.rstrip("]").split(",") if extra}
-            assert asked <= project.get("optional-dependencies", {}).keys(), word
-        elif not word.startswith("-"):
-            # What the Makefile installs, to the letter.
-            assert word in (ROOT / "Makefile").read_text(encoding="utf-8"), word
+def check_project(path: str) -> None:
+    """Check that the environment has what a distribution of the repository and its extras need."""
+    path, _, extras = path.partition("[")
+    project = _project(ROOT / path / "pyproject.toml")
+    offered = project.get("optional-dependencies", {})
+    asked = [extra for extra in extras.rstrip("]").split(",") if extra]
+    assert {*asked} <= {*offered}, f"{path}[{extras}: it has the extras {', '.join(offered)}"
+    for line in (*project["dependencies"], *(one for extra in asked for one in offered[extra])):
+        check_requirement(line)
+
+
+def check_requirement(text: str) -> None:
+    """Check that the environment has what a requirement asks for."""
+    wanted = Requirement(text)
+    found = INSTALLED.get(canonicalize_name(wanted.name))
+    assert found is not None, f"{text}: not in this environment"
+    assert wanted.specifier.contains(found.version, prereleases=True), f"{text}: {found.version}"
+    if wanted.extras:
+        # Installed as they are, editable: what stands here may be newer than what pip noted.
+        assert wanted.name == _project(ROOT / "pyproject.toml")["name"], text
+        check_project(f".[{','.join(wanted.extras)}]")
+
+
+def _project(file: Path) -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))["project"]
+    return project
 
 
 def outputs(parameters: dict[str, Any]) -> list[Path]:

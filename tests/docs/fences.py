@@ -1,4 +1,4 @@
-"""The blocks of code of README.md and docs/."""
+"""The blocks of code of README.md, docs/, and the READMEs of plugins and examples."""
 
 import re
 import shlex
@@ -11,6 +11,9 @@ ROOT = Path(__file__).parents[2]
 GENERATED = ("docs/results.md",)
 """Written by `make results`; tables and figures."""
 
+PLUGINS = ("plugins", "examples")
+"""Folders of distributions, each with a README."""
+
 _TITLE = re.compile(r'title="([^"]+)"')
 
 
@@ -22,7 +25,8 @@ class Block:
         page: Path of its page in the repository.
         line: Of its first line of code, counted from 1.
         language: First word behind the fence; ``""`` where there is none.
-        title: File that it is the content of, where it says so.
+        title: What it is the content of, where it says so: a file, or ``"encoder NAME"`` for the
+            configuration of one.
         text: The code.
         fenced: Whether it stands between fences and is not just indented.
     """
@@ -51,7 +55,8 @@ def words(command: str) -> list[str]:
 
 def pages() -> list[str]:
     """Return the pages whose blocks are looked at, by path in the repository."""
-    found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    plugins = [path for folder in PLUGINS for path in sorted(ROOT.glob(f"{folder}/*/README.md"))]
+    found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *plugins]
     names = [str(path.relative_to(ROOT)) for path in found]
     return [name for name in names if name not in GENERATED]
 

