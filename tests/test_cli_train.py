@@ -141,7 +141,7 @@ def test_data_lie_beside_the_configuration(
     done = modalloy(config, tmp_path / "parent")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
-        f"error: {tmp_path / 'told.jsonl'} cannot be read: "
+        f"error: {tmp_path / 'told.jsonl'} is not there; make the data"
     )
     assert "Traceback" not in done.stderr
 

@@ -1,19 +1,22 @@
 """The composed model as a module: losses, gradients, dtypes, and wrong inputs."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 import modalloy
 from modalloy.composition.coefficients import Coefficients
+from modalloy.composition.connecting import ModalityConnector
 from modalloy.composition.layers import StreamLinear
 from modalloy.composition.loss import IGNORED
 from modalloy.composition.streams import StreamRouter, route
-from modalloy.errors import InputError, MissingComponentError, ModalloyError
+from modalloy.errors import InputError, MissingComponentError, ModalloyError, SpecError
 from tiny import tiny_base
 from toy import ask, toy_parent, toy_registry
 
@@ -195,6 +198,38 @@ def test_the_language_model_on_its_own_is_refused(places: dict[str, Path]) -> No
             model.language_model(input_ids=ids)
         with torch.no_grad():
             model(input_ids=ids)
+
+
+@pytest.mark.parametrize(
+    ("projection", "found"),
+    [
+        (nn.Linear(5, 600), "(1, 3, 600)"),  # wider: all fit, and slide into one another
+        (nn.Linear(5, 16), "(1, 3, 16)"),
+        (nn.Flatten(), "(1, 15)"),  # and no weights at all
+    ],
+)
+def test_a_connector_of_another_width_is_refused(
+    places: dict[str, Path], projection: nn.Module, found: str
+) -> None:
+    model, processor = made(places)
+    model.connectors["sight"] = ModalityConnector(projection, 32, 0, 0, "sight-own")
+    message = (
+        f"connector 'sight-own' returned {found} for features (1, 3, 5), expected (1, tokens, 32)"
+    )
+    with pytest.raises(SpecError, match=re.escape(message)):
+        model(**processor.apply_chat_template(SEE))
+
+
+def test_a_connector_without_weights_runs(places: dict[str, Path]) -> None:
+    model, processor = made(places)
+    model.connectors["sight"] = ModalityConnector(nn.ZeroPad1d((0, 27)), 32, 0, 0)
+    batch = dict(processor.apply_chat_template(SEE))
+    with pytest.raises(
+        InputError, match="5 placeholder tokens, 1 inputs of 3 tokens need 3; .* output_tokens"
+    ):
+        model(**batch)
+    embeds = model.connect("sight", torch.ones(1, 3, 5))
+    assert embeds.shape == (1, 3, 32)
 
 
 def test_without_the_plugin_it_runs_on_embeddings(places: dict[str, Path], tmp_path: Path) -> None:

@@ -220,6 +220,14 @@ def test_unknown_names_say_what_to_install() -> None:
         Registry().owner("conector", "mlp")
 
 
+def test_what_is_installed_is_not_to_be_installed(site: Site) -> None:
+    site.install("modalloy-vision", modality_source("sight"), name="vision")
+    message = "modalloy-vision>=0.1 is to supply it; installed is 1.0."
+    with pytest.raises(UnknownNameError) as caught:
+        Registry.discover().encoder("timn", requires="modalloy-vision>=0.1")
+    assert str(caught.value) == f"unknown encoder 'timn'; known: none. {message}"
+
+
 def test_a_name_that_only_a_broken_plugin_could_supply(site: Site) -> None:
     site.install("modalloy-vision", "raise OSError('gone')", name="vision")
     with pytest.warns(ModalloyWarning):

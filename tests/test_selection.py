@@ -4,13 +4,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import modalloy
 from modalloy import API_VERSION, Parent, hookimpl
 from modalloy.errors import MissingComponentError, ModalloyError, SpecError, UnknownNameError
+from modalloy.parent import read_manifest, write_manifest
 from tiny import tiny_base
-from toy import toy_parent, toy_registry
+from toy import ToyPlugin, toy_parent, toy_registry
 
 
 class Offers:
@@ -114,7 +116,7 @@ def test_two_that_fit_alike_must_be_named(places: dict[str, Path]) -> None:
     ("offered", "settings", "kind", "message"),
     [
         (["sound-naive"], {"modalities": ["sight"]}, MissingComponentError,
-         "modality 'sight' has no parent for base 'base' (its parents are for no base)"),
+         "modality 'sight' has no parent for base 'base' (it has no parents yet)"),
         (["sight-decoupled"], {"method": "naive"}, MissingComponentError,
          "merge method 'naive' takes naive parents; modality 'sight' has only decoupled ones"),
         (["sight-decoupled"], {"method": "naive", "parents": ["sight-decoupled-toy"]}, SpecError,
@@ -122,7 +124,7 @@ def test_two_that_fit_alike_must_be_named(places: dict[str, Path]) -> None:
         (ALL, {"parents": ["sight-naive-toy", "sight-decoupled-toy"]}, SpecError,
          "two parents were given for modality 'sight': sight-naive-toy and sight-decoupled-toy"),
         (ALL, {"parents": ["sight-naive-toy"], "modalities": ["sound"]}, SpecError,
-         "a parent was given for sight, which modalities=['sound'] leaves out"),
+         "a parent was given for sight, which modalities=['sound'] (--modality) leaves out"),
         (ALL, {"parents": ["sight-niave-toy"]}, UnknownNameError, "Did you mean 'sight-naive-toy'"),
         (ALL, {"modalities": ["sihgt"]}, UnknownNameError, "Did you mean 'sight'"),
         (ALL, {"modalities": "sight"}, SpecError, "must be a list of names; got 'sight', write"),
@@ -149,3 +151,40 @@ def test_a_declaration_that_its_manifest_contradicts(
     what, value = next(iter(wrong.items()))
     with pytest.raises(SpecError, match=rf"declared with {what} '{value}', its parent\.json says"):
         taken(places, offer(places, key, **wrong))
+
+
+def test_what_has_no_parent_is_left_out_and_said(places: dict[str, Path]) -> None:
+    registry = toy_registry()
+    registry.register(Offers(offer(places, "sight-decoupled")), name="offers")
+    said: list[str] = []
+    modalloy.compose(places["base"], registry=registry, progress=said.append)
+    assert "Left out, without a parent over base: sound" in said
+    said.clear()
+    modalloy.compose(places["base"], modalities=["sight"], registry=registry, progress=said.append)
+    assert not [line for line in said if line.startswith("Left out")]
+
+
+def test_a_parent_of_another_version_of_its_encoder(places: dict[str, Path]) -> None:
+    parent = places["root"] / "older"
+    shutil.copytree(places["sight-decoupled"], parent)
+    manifest = read_manifest(parent)
+    entry = attrs.evolve(manifest.encoder, shape=[4, 5])
+    write_manifest(parent, attrs.evolve(manifest, encoder=entry))
+    older = "encoder 'toy-sight' gives 3 tokens of 5 features, parent.json says 4 of 5; it is of "
+    with pytest.raises(SpecError, match=f"^parent older: {older}another version of its plugin"):
+        modalloy.compose(places["base"], parents=[parent], registry=toy_registry("sight"))
+
+    class Newer(ToyPlugin):
+        @hookimpl
+        def register_encoders(self, register: Any) -> None:
+            def shape(config: Any) -> tuple[int, int]:
+                raise SpecError("encoder 'toy-sight': gain is not a known key", subject="toy-sight")
+
+            super().register_encoders(lambda kind: register(attrs.evolve(kind, output_shape=shape)))
+
+    registry = modalloy.Registry()
+    registry.register(Newer("sight"), name="sight")
+    with pytest.raises(
+        SpecError, match=r"^parent sight-decoupled: .* not a known key; it is of ano"
+    ):
+        modalloy.compose(places["base"], parents=[places["sight-decoupled"]], registry=registry)

@@ -56,6 +56,8 @@ def test_good_data() -> None:
         ({"title": "t", "count": True}, "count must be int, found True"),
         ({"title": "t", "count": 1.0}, "count must be int, found 1.0"),
         ({"title": "t", "count": "1"}, "count must be int, found '1'"),
+        ({"title": "t", "inner": {"rate": "2e-3"}}, ("rate must be float, found '2e-3' (YAML takes "
+         "an exponent without a point before it for text: write 2.0e-3)")),
         ({"title": "t", "on": 1}, "on must be bool, found 1"),
         ({"title": "t", "coumt": 1}, ("coumt is not a known key (known: count, either, inner, on, "
          "place, table, title). Did you mean 'count'?")),

@@ -177,7 +177,7 @@ def test_files_that_hold_no_chats(processor: ModalloyProcessor, data: Path) -> N
     for name, text in (
         ("empty", " holds no chats"),
         ("latin", " cannot be read: 'utf-8' codec can't decode byte 0xe9"),
-        ("missing", " cannot be read: [Errno 2]"),
+        ("missing", " is not there; make the data first"),
     ):
         with pytest.raises(FormatError) as caught:
             ChatDataset([data / f"{name}.jsonl"], processor)
@@ -325,7 +325,7 @@ def test_every_key_is_in_the_guide_with_its_default(kind: Any, heading: str) -> 
 def test_the_guides_examples_are_valid(processor: ModalloyProcessor, data: Path) -> None:
     blocks = dict(re.findall(r"```(yaml|json)\n(.*?)```", GUIDE, re.DOTALL))
     (data / "train.yml").write_text(blocks["yaml"], encoding="utf-8")
-    assert read_config(data / "train.yml").tuning_stage.steps == 150
+    assert read_config(data / "train.yml").tuning_stage.steps == 160
     (data / "media" / "cat.png").write_text("0.5", encoding="utf-8")
     line = json.dumps(json.loads(blocks["json"]))
     example = ChatDataset([write_chats(data / "one.jsonl", [line])], processor)[0]

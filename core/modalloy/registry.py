@@ -311,7 +311,11 @@ class Registry:
 
     def _hint(self, requires: str | None) -> str:
         parts = []
-        if requires:
+        named = _distribution(requires) if requires else None
+        has = {_canonical(r.distribution or ""): r.version for r in self.reports}
+        if named in has:
+            parts.append(f"{requires} is to supply it; installed is {has[named]}.")
+        elif requires:
             parts.append(f'Install what supplies it: pip install "{requires}".')
         broken = [r.name for r in self.reports if r.status in ("failed", "duplicate")]
         if broken:

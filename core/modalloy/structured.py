@@ -1,5 +1,6 @@
 """From parsed JSON or YAML to declared values, strictly, with errors that name the key."""
 
+import re
 import reprlib
 from pathlib import Path
 from types import UnionType
@@ -39,7 +40,18 @@ def structure(data: object, kind: type[T], path: Path | str) -> T:
         return _CONVERTER.structure(data, kind)
     except (ClassValidationError, IterableValidationError) as error:
         problems = "; ".join(_explain(error, ""))
-        raise FormatError(f"{path}: {problems}", path=path) from error
+        # Without the cause, a tree of exceptions that says the same.
+        raise FormatError(f"{path}: {problems}", path=path) from None
+
+
+_EXPONENT = " (YAML takes an exponent without a point before it for text: write 2.0e-3)"
+
+
+def _is_exponent(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value, re.IGNORECASE) is not None
+    )
 
 
 def _strict(kind: type) -> Any:
@@ -49,7 +61,8 @@ def _strict(kind: type) -> Any:
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is not kind:
-            raise ValueError(f"must be {kind.__name__}, found {reprlib.repr(value)}")
+            hint = _EXPONENT if kind is float and _is_exponent(value) else ""
+            raise ValueError(f"must be {kind.__name__}, found {reprlib.repr(value)}{hint}")
         return value
 
     return hook
@@ -97,13 +110,18 @@ def _make_converter() -> Converter:
     return converter
 
 
+def _meant(key: str, known: list[str]) -> str:
+    found = nearest(key, known)
+    return f".{found}" if found else ""
+
+
 def _explain(error: BaseException, where: str) -> list[str]:
     """Return one sentence per problem, each starting with the key concerned."""
     if isinstance(error, ForbiddenExtraKeysError):
         known = [a.alias for a in attrs.fields(error.cl)]
         return [
-            f"{_join(where, str(key))} is not a known key (known: {', '.join(sorted(known))})."
-            f"{nearest(str(key), known)}"
+            f"{_join(where, str(key))} is not a known key (known: {', '.join(sorted(known))})"
+            f"{_meant(str(key), known)}"
             for key in sorted(error.extra_fields, key=str)
         ]
     if isinstance(error, KeyError):

@@ -26,7 +26,7 @@ from modalloy.deltas.whole import read_stream
 from modalloy.errors import FormatError, SpecError
 from modalloy.merging.merged import Merged, complete_options, run_merge
 from modalloy.modality import MERGED, Modality, resolve
-from modalloy.parent import CONNECTOR_FILE, ENCODER_FILE
+from modalloy.parent import CONNECTOR_FILE, ENCODER_FILE, MANIFEST
 from modalloy.registry import Registry
 
 FIRST_FREE_TYPE_ID = 5
@@ -34,6 +34,8 @@ FIRST_FREE_TYPE_ID = 5
 
 _MOST = 1 << 16
 """Tokens of an input, and features of a token, that a file may claim."""
+
+_ANEW = "it is of another version of its plugin: install that, or train the parent anew"
 
 
 class Composition(NamedTuple):
@@ -70,7 +72,8 @@ def compose(
             such values by frozenset of the modalities present.
         dtype: Of weights and arithmetic; ``"auto"`` takes the base's.
         registry: Supplies plugins; what is installed if left out.
-        progress: Called with a line of text before something slow.
+        progress: Called with a line of text before something slow, and about installed
+            modalities that are left out.
 
     Returns:
         The model, in evaluation mode, and its processor.
@@ -87,6 +90,9 @@ def compose(
     options = complete_options(kind, method_options or {})
     opened = resolve_base(base, progress=progress)
     chosen = choose_parents(registry, opened, kind, modalities, parents)
+    unused = sorted(registry.modalities.keys() - {one.modality for one in chosen})
+    if progress is not None and modalities is None and unused:
+        progress(f"Left out, without a parent over {opened.id}: {', '.join(unused)}")
     tokenizer = opened.tokenizer()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked wherever it stands
@@ -215,8 +221,17 @@ def _encoder_shape(registry: Registry, one: Chosen) -> tuple[int, int]:
             f"the parent's modality is {one.modality!r}",
             subject=one.source,
         )
-    tokens, features = resolve(encoder.output_shape)(entry.config)
-    return tokens, features
+    try:
+        shape = resolve(encoder.output_shape)(entry.config)
+    except SpecError as error:
+        raise SpecError(f"parent {one.source}: {error}; {_ANEW}", subject=one.source) from error
+    if entry.shape not in (None, [*shape]):
+        raise SpecError(
+            f"parent {one.source}: encoder {encoder.name!r} gives {shape[0]} tokens of {shape[1]} "
+            f"features, {MANIFEST} says {entry.shape[0]} of {entry.shape[1]}; {_ANEW}",
+            subject=one.source,
+        )
+    return shape
 
 
 def _check_shape(one: Chosen, shape: Sequence[int]) -> tuple[int, int]:
@@ -237,7 +252,8 @@ def _check_distinct(specs: Mapping[str, Modality]) -> None:
             if value is not None and value in seen:
                 raise SpecError(
                     f"modalities {seen[value]!r} and {name!r} both have {attribute} {value!r}, so "
-                    "a prompt could not tell them apart; compose them apart with modalities=[...]",
+                    "a prompt could not tell them apart; compose them apart with "
+                    "modalities=[...] (--modality)",
                     subject=name,
                 )
             seen[value] = name
@@ -299,6 +315,6 @@ def _load_connector(model: ModalloyForConditionalGeneration, one: Chosen) -> Non
     except (OSError, SafetensorError, RuntimeError) as error:
         raise FormatError(
             f"{path} does not hold the connector that its parent.json describes "
-            f"({one.manifest.connector.type}): {error}",
+            f"({one.manifest.connector.type}): {error}; {_ANEW}",
             path=path,
         ) from error

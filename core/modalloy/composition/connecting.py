@@ -6,12 +6,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from modalloy.errors import SpecError
 from modalloy.modality import resolve
 from modalloy.registry import Registry
+
+_AXES = 3  # N, K, D
 
 
 class ModalityConnector(nn.Module):
     """A connector with its learned embeddings before and after the features.
+
+    Args:
+        projection: The connector.
+        hidden: D, hidden size of the base.
+        prefix: P.
+        suffix: S.
+        kind: Name of the connector's type, for messages.
 
     Attributes:
         projection: The connector, ``(N, K, F)`` to ``(N, K', D)``.
@@ -19,16 +29,32 @@ class ModalityConnector(nn.Module):
         suffix: ``(S, D)``, or ``None``.
     """
 
-    def __init__(self, projection: nn.Module, hidden: int, prefix: int, suffix: int) -> None:
+    def __init__(
+        self, projection: nn.Module, hidden: int, prefix: int, suffix: int, kind: str = ""
+    ) -> None:
         super().__init__()
+        self.hidden = hidden
+        self.kind = kind
         self.projection = projection
         self.prefix = nn.Parameter(torch.zeros(prefix, hidden)) if prefix else None
         self.suffix = nn.Parameter(torch.zeros(suffix, hidden)) if suffix else None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map ``(N, K, F)`` to ``(N, P + K' + S, D)``."""
+        """Map ``(N, K, F)`` to ``(N, P + K' + S, D)``.
+
+        Raises:
+            SpecError: The connector returns something else than ``(N, K', D)``: embeddings of
+                another width would slide into one another unseen.
+        """
         body = self.projection(features)
-        count = body.shape[0]
+        count = features.shape[0]
+        if body.dim() != _AXES or (body.shape[0], body.shape[2]) != (count, self.hidden):
+            raise SpecError(
+                f"connector {self.kind!r} returned {tuple(body.shape)} for features "
+                f"{tuple(features.shape)}, expected ({count}, tokens, {self.hidden}); the last is "
+                "the base's hidden size, the third argument of its build",
+                subject=self.kind,
+            )
         ends = [None if e is None else e.expand(count, -1, -1) for e in (self.prefix, self.suffix)]
         return torch.cat([part for part in (ends[0], body, ends[1]) if part is not None], dim=1)
 
@@ -47,4 +73,5 @@ def build_connector(
     connector = entry["connector"]
     kind = registry.connector(connector["type"])
     projection = resolve(kind.build)(connector["config"], features, hidden)
-    return ModalityConnector(projection, hidden, entry["prefix_tokens"], entry["suffix_tokens"])
+    ends = entry["prefix_tokens"], entry["suffix_tokens"]
+    return ModalityConnector(projection, hidden, *ends, kind.name)

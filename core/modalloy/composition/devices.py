@@ -10,4 +10,4 @@ def execution_device(module: nn.Module) -> torch.device:
         device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if device is not None:
             return torch.device(device)
-    return next(module.parameters()).device
+    return next((p.device for p in module.parameters()), torch.device("cpu"))

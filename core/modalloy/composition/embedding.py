@@ -69,7 +69,7 @@ class MediaEmbedding:
     def connect(self, modality: str, features: torch.Tensor) -> torch.Tensor:
         """Turn an encoder's features ``(N, K, F)`` into embeddings ``(N, tokens, D)``."""
         connector = self.connectors[modality]
-        dtype = next(connector.parameters()).dtype
+        dtype = next((p.dtype for p in connector.parameters()), features.dtype)
         return connector(features.to(device=execution_device(connector), dtype=dtype))
 
     def route(self, types: torch.Tensor, present: torch.Tensor) -> Routing:
@@ -161,7 +161,8 @@ class MediaEmbedding:
                 raise InputError(
                     f"{name}: the prompt has {found} placeholder tokens, {vectors.shape[0]} inputs "
                     f"of {vectors.shape[1]} tokens need {needed}; lay the prompt out with the "
-                    "composition's own processor"
+                    "composition's own processor (and a connector that changes how many there are "
+                    "has to declare output_tokens)"
                 )
             vectors = vectors.to(device=embeds.device, dtype=embeds.dtype).flatten(0, 1)
             embeds = embeds.masked_scatter(mask[..., None], vectors)

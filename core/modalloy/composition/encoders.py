@@ -70,7 +70,8 @@ class EncoderStore:
             raise InputError(
                 f"encoder of {modality!r}: {error}; it was given "
                 f"{', '.join(f'{modality}_{name}' for name in sorted(inputs))}. Preprocess inputs "
-                "with the composition's own processor"
+                "with the composition's own processor; its tensors are named by the encoder's "
+                "preprocess, as its forward names its arguments"
             ) from error
         like = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
         given = {
@@ -80,9 +81,14 @@ class EncoderStore:
         features = module(**given)
         expected = tuple(self._modalities[modality]["encoder"]["shape"])
         if tuple(features.shape[1:]) != expected:
+            declared = tuple(resolve(self.kind(modality).output_shape)(self._config(modality)))
+            whose = (
+                "its plugin declares" if declared == expected else "the composition was made for"
+            )
+            more = "" if declared == expected else "; compose anew with the plugin as it is now"
             raise FormatError(
-                f"encoder of {modality!r} returned features {tuple(features.shape)}, its plugin "
-                f"declares (N, {expected[0]}, {expected[1]})",
+                f"encoder of {modality!r} returned features {tuple(features.shape)}, {whose} "
+                f"(N, {expected[0]}, {expected[1]}){more}",
                 path=modality,
             )
         return features.float()
@@ -107,6 +113,10 @@ class EncoderStore:
             self._open[modality] = self._build(modality)
         return self._open[modality]
 
+    def _config(self, modality: str) -> Mapping[str, Any]:
+        config: Mapping[str, Any] = self._modalities[modality]["encoder"]["config"]
+        return config
+
     def kind(self, modality: str) -> Encoder:
         """Return the registered encoder type of a modality.
 
@@ -127,7 +137,7 @@ class EncoderStore:
             ) from error
 
     def _build(self, modality: str) -> nn.Module:
-        module = resolve(self.kind(modality).build)(self._modalities[modality]["encoder"]["config"])
+        module = resolve(self.kind(modality).build)(self._config(modality))
         if modality in self.files:
             path = self.files[modality]
             try:

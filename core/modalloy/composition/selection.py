@@ -69,7 +69,8 @@ def choose_parents(
     left_out = sorted(chosen.keys() - set(wanted))
     if left_out:
         raise SpecError(
-            f"a parent was given for {', '.join(left_out)}, which modalities={wanted} leaves out",
+            f"a parent was given for {', '.join(left_out)}, which modalities={wanted} (--modality) "
+            "leaves out",
             subject=left_out[0],
         )
     for name in wanted:
@@ -129,10 +130,10 @@ def _open_installed(registry: Registry, base: Base, method: MergeMethod, modalit
     offered = [p for p in registry.parents(modality=modality) if _fits(p, base)]
     if not offered:
         others = sorted({p.base for p in registry.parents(modality=modality)})
+        has = f"its parents are for {', '.join(others)}" if others else "it has no parents yet"
         raise MissingComponentError(
-            f"modality {modality!r} has no parent for base {base.id!r} (its parents are for "
-            f"{', '.join(others) or 'no base'}); train one with `modalloy train` or give a parent "
-            "directory",
+            f"modality {modality!r} has no parent for base {base.id!r} ({has}); train one with "
+            "`modalloy train` or give a parent directory",
             component=modality,
         )
     for strategy in method.strategies:

@@ -111,6 +111,10 @@ class Collator:
 def _read_lines(file: Path) -> list[tuple[int, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FormatError(
+            f"{file} is not there; make the data first, or name their directory (--data)", path=file
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{file} cannot be read: {error}", path=file) from error
     records = []
