@@ -24,14 +24,16 @@ def register_modalities(register):
 """
 
 
-def encoder_source(name: str, modality: str = "smell", target: str = "json:loads") -> str:
+def encoder_source(
+    name: str, modality: str = "smell", target: str = "json:loads", shape: str = "json:dumps"
+) -> str:
     """Return hooks, to be added to a plugin, that offer one encoder."""
     return f"""
 @hookimpl
 def register_encoders(register):
     register(Encoder(
         name={name!r}, api_version=API_VERSION, modality={modality!r},
-        build="json:loads", preprocess={target!r}, output_shape="json:dumps",
+        build="json:loads", preprocess={target!r}, output_shape={shape!r},
     ))
 """
 

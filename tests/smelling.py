@@ -24,9 +24,12 @@ GOOD = (smell(0.5, 1.0, -0.25, 2.0, 0.1), smell(1.5, 0.0, 0.25))
 
 def read(source: Any, limits: Mapping[str, int]) -> torch.Tensor:
     if isinstance(source, Path):
-        if not source.is_file():
-            raise InputError(f"{source} is no file")
-        source = source.read_bytes()
+        try:
+            if not source.is_file():
+                raise InputError(f"{source} is no file")
+            source = source.read_bytes()
+        except OSError as error:
+            raise InputError(f"{source} cannot be read ({error})") from error
     if not isinstance(source, bytes):
         raise InputError(f"a smell cannot be read from {type(source).__name__}")
     if len(source) > limits["bytes"]:

@@ -242,6 +242,11 @@ def test_an_answer_on_a_terminal_comes_as_it_is_made_and_drives_nothing(
     assert "\x1b" not in out
 
 
+def test_an_option_of_its_own_is_no_input(shell: Shell, composed: Path) -> None:
+    shell.patch.setattr(ask_module, "media_options", lambda: {"--json": "json"})
+    assert shell.json("ask", composed, "what", "--max-new-tokens", "1")["inputs"] == []
+
+
 def red(self: Any, ids: Any, **_: Any) -> str:
     """Stand in for a tokenizer's decoding: any text is a colour."""
     del self

@@ -1,24 +1,34 @@
 """The command line, run as users run it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 from fakes import HEADER, Site, encoder_source, modality_source, parent_source
 from modalloy import Registry
 from modalloy.cli.plugins import check
+from modalloy.deltas.lowrank import LowRankDelta, LowRankPair, write_adapter
 from modalloy.parent import (
     FORMAT_VERSION,
     BaseReference,
     ComponentConfig,
     Fingerprint,
     ParentManifest,
+    read_manifest,
     write_manifest,
 )
+from modalloy.testing import parent_checks
+
+# Imported now: sites hide the metadata that transformers looks at when it is imported.
+assert parent_checks
 
 SCRIPT = "from modalloy.cli.main import run; run()"
 
@@ -43,7 +53,9 @@ def base(name: str) -> BaseReference:
 
 def write_parent(directory: Path, **changes: Any) -> None:
     directory.mkdir()
-    (directory / "connector.safetensors").write_bytes(b"weights")
+    tensors = {"weight": np.ones((4, 5), np.float32), "bias": np.ones(4, np.float32)}
+    tensors = {f"projection.{name}": tensor for name, tensor in tensors.items()}
+    save_file(tensors, directory / "connector.safetensors")
     fields: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": "nose",
@@ -51,7 +63,7 @@ def write_parent(directory: Path, **changes: Any) -> None:
         "base": base("tiny"),
         "strategy": "naive",
         "encoder": ComponentConfig(type="sniffer"),
-        "connector": ComponentConfig(type="mlp"),
+        "connector": ComponentConfig(type="linear"),
         "licence": "MIT",
     }
     write_manifest(directory, ParentManifest(**{**fields, **changes}))
@@ -61,7 +73,8 @@ def write_parent(directory: Path, **changes: Any) -> None:
 def nose(site: Site, tmp_path: Path) -> Site:
     """Return a site with a plugin that offers a modality, an encoder and a packaged parent."""
     write_parent(tmp_path / "nose")
-    source = modality_source("smell") + encoder_source("sniffer")
+    (site.path / "sniff.py").write_text("def shape(config): return 3, config.get('size', 5)\n")
+    source = modality_source("smell") + encoder_source("sniffer", shape="sniff:shape")
     site.install("nose", source + parent_source("nose", tmp_path / "nose"))
     return site
 
@@ -166,10 +179,12 @@ def test_check_verifies_everything(nose: Site) -> None:
     assert (result.returncode, data["ok"]) == (0, True)
     assert [(c["subject"], c["check"]) for c in data["checks"]] == [
         ("plugin 'nose' (nose 1.0)", "loading"),
+        ("plugin 'nose' (nose 1.0)", "declaring"),
         ("encoder 'sniffer'", "output_shape"),
         ("modality 'smell'", "read"),
         ("encoder 'sniffer'", "preprocess"),
         ("encoder 'sniffer'", "build"),
+        ("modality 'smell'", "apart"),
         ("encoder 'sniffer'", "modality"),
         ("parent 'nose'", "modality"),
         ("parent 'nose'", "parent.json"),
@@ -178,7 +193,7 @@ def test_check_verifies_everything(nose: Site) -> None:
         ("parent 'nose'", "encoder"),
         ("parent 'nose'", "connector"),
     ]
-    assert "12 checked, 0 failed" in modalloy(nose, "plugins", "check", "nose").stdout
+    assert "14 checked, 0 failed" in modalloy(nose, "plugins", "check", "nose").stdout
 
 
 def failures(name: str) -> dict[str, str]:
@@ -186,13 +201,49 @@ def failures(name: str) -> dict[str, str]:
 
 
 def test_check_finds_damaged_weights(nose: Site, tmp_path: Path) -> None:
-    (tmp_path / "nose" / "connector.safetensors").write_bytes(b"weightz")
+    (tmp_path / "nose" / "connector.safetensors").write_bytes(b"weights")
     found = failures("nose")
-    assert list(found) == ["files"]
+    assert list(found) == ["files", "connector"]
     assert "the file is damaged or was changed" in found["files"]
     result = modalloy(nose, "plugins", "check", "nose")
     assert result.returncode == 1
     assert "FAILED" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("encoder", "check", "message"),
+    [
+        ({"config": {"size": 0}}, "encoder", "must return (tokens, features), two positive"),
+        ({"shape": [3, 4]}, "encoder", "records the shape [3, 4], the encoder's config"),
+    ],
+)
+def test_check_finds_an_encoder_that_has_changed(
+    nose: Site, tmp_path: Path, encoder: dict[str, Any], check: str, message: str
+) -> None:
+    shutil.rmtree(tmp_path / "nose")
+    write_parent(tmp_path / "nose", encoder=ComponentConfig(type="sniffer", **encoder))
+    assert message in failures("nose")[check]
+
+
+def test_check_finds_a_connector_of_another_shape(nose: Site, tmp_path: Path) -> None:
+    """The adapters tell the width of the base, 7 here."""
+    adapter = tmp_path / "nose" / "text_adapter"
+    name = "model.layers.0.self_attn.q_proj"
+    pair = LowRankPair(torch.ones(1, 7), torch.ones(7, 1), 1.0)
+    write_adapter(adapter, LowRankDelta({name: pair}), base_id="tiny")
+    write_manifest(tmp_path / "nose", read_manifest(tmp_path / "nose"))
+    assert "size mismatch for projection.weight" in failures("nose")["connector"]
+
+
+def test_check_finds_what_another_modality_has(nose: Site) -> None:
+    nose.install("other", modality_source("odour").replace('"<|smell|>"', '"<|odour|>"'))
+    expected = "its content_type 'smell' is that of modality 'odour', too"
+    assert failures("nose")["apart"].startswith(expected)
+
+
+def test_check_finds_what_is_heavy_to_load(nose: Site) -> None:
+    nose.install("slow", "import torch\n" + modality_source("other", "other"))
+    assert "loading slow imports torch, for which every" in failures("slow")["declaring"]
 
 
 def test_check_finds_missing_weights(nose: Site, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_a_connector_without_weights_runs(places: dict[str, Path]) -> None:
     model.connectors["sight"] = ModalityConnector(nn.ZeroPad1d((0, 27)), 32, 0, 0)
     batch = dict(processor.apply_chat_template(SEE))
     with pytest.raises(
-        InputError, match="5 placeholder tokens, 1 inputs of 3 tokens need 3; .* output_tokens"
+        InputError, match=r"5 placeholder tokens, 1 inputs of 3 tokens need 3; .* output_tokens"
     ):
         model(**batch)
     embeds = model.connect("sight", torch.ones(1, 3, 5))

@@ -85,6 +85,7 @@ EXPECTED = {
     "pyproject.toml",
     "recipe/make_data.py",
     "recipe/measure.py",
+    "recipe/probe.py",
     "recipe/train.yml",
     "src/modalloy_tilt_sensor/__init__.py",
     "src/modalloy_tilt_sensor/configuration.py",

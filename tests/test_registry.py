@@ -10,8 +10,15 @@ import attrs
 import pytest
 
 from fakes import HEADER, Site, encoder_source, modality_source, parent_source
-from modalloy import Registry
-from modalloy.errors import DuplicateNameError, ModalloyWarning, PluginError, UnknownNameError
+from modalloy import API_VERSION, Modality, Registry
+from modalloy.errors import (
+    DuplicateNameError,
+    ModalloyWarning,
+    PluginError,
+    SpecError,
+    UnknownNameError,
+)
+from modalloy.modality import resolve
 
 
 def plugin(source: str) -> types.ModuleType:
@@ -221,10 +228,10 @@ def test_unknown_names_say_what_to_install() -> None:
 
 
 def test_what_is_installed_is_not_to_be_installed(site: Site) -> None:
-    site.install("modalloy-vision", modality_source("sight"), name="vision")
-    message = "modalloy-vision>=0.1 is to supply it; installed is 1.0."
+    site.install("modalloy-nose", modality_source("smell"), name="nose")
+    message = "modalloy-nose>=0.1 is to supply it; installed is 1.0."
     with pytest.raises(UnknownNameError) as caught:
-        Registry.discover().encoder("timn", requires="modalloy-vision>=0.1")
+        Registry.discover().encoder("timn", requires="modalloy-nose>=0.1")
     assert str(caught.value) == f"unknown encoder 'timn'; known: none. {message}"
 
 
@@ -255,3 +262,24 @@ def test_finding_and_looking_up_imports_no_torch(site: Site) -> None:
         text=True,
     )
     assert result.stdout == "[]\n"
+
+
+def test_content_types_and_payload_keys_of_a_modality() -> None:
+    fields: dict[str, Any] = {
+        "name": "smell",
+        "api_version": API_VERSION,
+        "content_type": "odour",
+        "placeholder": "<|odour|>",
+        "read": "nose:read",
+        "limits": {"bytes": 1},
+    }
+    assert Modality(**fields).payload_keys == ("odour",)
+    assert Modality(**fields, payload_keys="smell").payload_keys == ("smell",)
+    with pytest.raises(SpecError, match="content type 'text' is every model's own"):
+        Modality(**{**fields, "content_type": "text"})
+
+
+def test_a_target_whose_module_raises_anything(site: Site) -> None:
+    (site.path / "torn.py").write_text("{}['x']", encoding="utf-8")
+    with pytest.raises(SpecError, match=r"^target 'torn:read' cannot be loaded: KeyError: 'x'$"):
+        resolve("torn:read")

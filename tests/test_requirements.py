@@ -316,7 +316,7 @@ def test_an_older_compatible_version_is_a_warning(saved: Saved) -> None:
     assert saved.check() == [
         (
             "model: modality 'sight' was composed with modalloy-sight 1.2, and 1.1.7 is installed, "
-            'which is older; pip install "modalloy-sight>=1.2,<2"'
+            'which is older; pip install "modalloy-sight>=1.2,<3,>=1.1"'
         )
     ]
 

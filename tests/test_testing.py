@@ -48,13 +48,16 @@ def test_a_good_modality_passes_everything() -> None:
         "limit 'bytes'",
         "limit 'notes'",
         "what is no input",
-        "sample 0 (bytes), damaged",
-        "sample 1 (bytes), damaged",
         "output_shape",
         "preprocess",
         "features",
         "frozen",
+        "built anew",
         "batch",
+        "conduct",
+        "sample 0 (bytes), damaged",
+        "sample 1 (bytes), damaged",
+        "conduct",
     ]
 
 
@@ -160,7 +163,11 @@ def unbounded(source: Any, limits: Mapping[str, int]) -> Any:
             "sample 0 (bytes)",
             "read returned None",
         ),
-        (unbounded, "limit 'bytes'", f"sample 0 (bytes) has {len(GOOD[0])} bytes and was read"),
+        (
+            unbounded,
+            "limit 'bytes'",
+            f"sample 0 (bytes) by its bytes has {len(GOOD[0])} bytes and was read where 27",
+        ),
         (unlimited, "limit 'notes'", "lowered to 1 it refuses none of the samples: nothing enfor"),
         (lambda source: None, "reader", "read must take (source, limits): too many positional"),
     ],

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +11,9 @@ import pytest
 import modalloy.testing
 from fakes import Site, modality_source
 from modalloy.testing import CheckFailed, check_wheel
+from wheels import FULL, METADATA, POINTS, installed, wheel
 
-
-def wheel(folder: Path, *names: str, metadata: str = "", points: str = "") -> Path:
-    file = folder / "nose-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(file, "w") as archive:
-        for name in names:
-            archive.writestr(name, "")
-        archive.writestr("nose-1.0.dist-info/METADATA", metadata)
-        archive.writestr("nose-1.0.dist-info/entry_points.txt", points)
-    return file
-
-
-METADATA = (
-    "Name: nose\nVersion: 1.0\nLicense-Expression: MIT\nLicense-File: LICENSE\n"
-    "Requires-Dist: modalloy-vision>=3\nRequires-Dist: modalloy<0.2,>=0.1\n"
-)
-FULL = (
-    "nose/__init__.py",
-    "nose/weights.bin",
-    "nose/py.typed",
-    "nose-1.0.dist-info/licenses/LICENSE",
-)
-
-
-@pytest.fixture
-def installed(site: Site) -> Site:
-    package = site.path / "nose"
-    package.mkdir()
-    (package / "weights.bin").write_bytes(b"1")
-    (package / "py.typed").touch()
-    site.install("stub", modality_source("smell"), name="smell")
-    (site.path / "stub.py").rename(package / "__init__.py")
-    points = site.path / "stub-1.0.dist-info" / "entry_points.txt"
-    points.write_text("[modalloy]\nsmell = nose\n")
-    return site
-
-
-POINTS = "[modalloy]\nsmell = nose\n"
+__all__ = ["installed"]  # the fixture
 
 
 def test_a_whole_wheel_passes(installed: Site, tmp_path: Path) -> None:
@@ -68,7 +32,11 @@ def test_a_whole_wheel_passes(installed: Site, tmp_path: Path) -> None:
         ({"names": FULL[:2] + FULL[3:]}, "typed", "the wheel lacks nose/py.typed"),
         ({"names": FULL[:3]}, "licence", "the wheel lacks LICENSE"),
         ({"names": (*FULL, "tests/x.py")}, "package alone", "it would put tests beside nose"),
-        ({"points": "[other]\nsmell = nose\n"}, "entry point", "must have 'smell=nose' under [mod"),
+        (
+            {"points": "[other]\nsmell = nose\n"},
+            "entry point",
+            "must have 'smell = nose' under [mod",
+        ),
         (
             {"metadata": METADATA.replace("<0.2,", "")},
             "metadata",

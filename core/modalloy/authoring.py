@@ -7,10 +7,8 @@ plugin's answers file holds nothing of the machine that it was written on.
 """
 
 import os
-import shutil
-import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import attrs
 import yaml
 
 import modalloy
+from modalloy.copying import check_tools, run_copier, run_git
 from modalloy.errors import FormatError, MissingComponentError, ModalloyError, SpecError, nearest
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -57,13 +56,16 @@ def questions() -> list[str]:
     return [name for name, entry in asked.items() if name[0] != "_" and entry.get("when", True)]
 
 
-def write_plugin(directory: Path, answers: Mapping[str, str], *, defaults: bool) -> Written:
+def write_plugin(
+    directory: Path, answers: Mapping[str, str], *, defaults: bool, taken: Iterable[str] = ()
+) -> Written:
     """Write a new distribution.
 
     Args:
         directory: Where; must not exist, or be empty.
         answers: By question; what is not among them is asked for.
         defaults: Whether the defaults answer the rest, and nothing is asked.
+        taken: Content types that are no answer.
 
     Raises:
         SpecError: An answer is to no question, or not valid.
@@ -78,15 +80,18 @@ def write_plugin(directory: Path, answers: Mapping[str, str], *, defaults: bool)
             f"{nearest(unknown[0], questions())}",
             subject=unknown[0],
         )
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if os.path.lexists(directory) and (not directory.is_dir() or any(directory.iterdir())):
         raise FormatError(f"{directory} exists; choose another place or remove it", path=directory)
-    _check_tools()
+    above = next(one for one in directory.absolute().parents if os.path.lexists(one))
+    if not above.is_dir():
+        raise FormatError(f"{above} is no directory; choose another place", path=above)
+    check_tools()
     tag = keep_template()
-    _run(
+    run_copier(
         "run_copy",
         REPOSITORY,
         str(directory),
-        data=dict(answers),
+        data={**answers, "taken": sorted(taken)},
         vcs_ref=tag,
         defaults=defaults,
         quiet=True,
@@ -110,7 +115,7 @@ def update_plugin(directory: Path, *, defaults: bool) -> Written:
     """
     answers = read_answers(directory)
     earlier = str(answers.get("_commit"))
-    _check_tools()
+    check_tools()
     tag = keep_template()
     if earlier not in _tags():
         raise MissingComponentError(
@@ -121,7 +126,7 @@ def update_plugin(directory: Path, *, defaults: bool) -> Written:
             component=f"template {earlier}",
         )
     _check_committed(directory)
-    _run(
+    run_copier(
         "run_update",
         str(directory),
         vcs_ref=tag,
@@ -129,7 +134,7 @@ def update_plugin(directory: Path, *, defaults: bool) -> Written:
         overwrite=True,
         quiet=True,
     )
-    marked = _git("diff", "--name-only", "--diff-filter=U", "--relative", at=directory)
+    marked = run_git("diff", "--name-only", "--diff-filter=U", "--relative", at=directory)
     return Written(
         directory,
         read_answers(directory),
@@ -174,29 +179,32 @@ def keep_template() -> str:
     repository = Path(REPOSITORY).expanduser()
     if not (repository / ".git").is_dir():
         _make_repository(repository)
-    tree = _write_tree(repository)
+    try:
+        tree = _write_tree(repository)
+    except ModalloyError as error:
+        raise ModalloyError(f"{error}. If it is damaged, remove {repository}") from error
     own = modalloy.__version__
     for _ in range(_TRIES):
         kept = [tag for tag in _tags() if tag == own or tag.startswith(f"{own}.post")]
-        if kept and _git("rev-parse", f"{kept[-1]}^{{tree}}", at=repository) == tree:
+        if kept and run_git("rev-parse", f"{kept[-1]}^{{tree}}", at=repository) == tree:
             return kept[-1]
         tag = f"{own}.post{len(kept)}" if kept else own
         before = [word for one in _tags()[-1:] for word in ("-p", f"refs/tags/{one}")]
         text = f"Template of modalloy {tag}"
-        commit = _git("commit-tree", tree, *before, "-m", text, at=repository)
+        commit = run_git("commit-tree", tree, *before, "-m", text, at=repository)
         try:
             # An all-zero old value: made only if it is not there.
-            _git("update-ref", f"refs/tags/{tag}", commit, "0" * 40, at=repository)
+            run_git("update-ref", f"refs/tags/{tag}", commit, "0" * 40, at=repository)
         except ModalloyError:
             continue  # another process was faster; see what it kept
-        _git("update-ref", "refs/heads/main", commit, at=repository)
+        run_git("update-ref", "refs/heads/main", commit, at=repository)
     raise ModalloyError(f"{repository}: the template could not be kept; is it being written to?")
 
 
 def _tags() -> list[str]:
     """Return the versions that are kept, the oldest first."""
     repository = Path(REPOSITORY).expanduser()
-    return _git("tag", "--list", "--sort=version:refname", at=repository).splitlines()
+    return run_git("tag", "--list", "--sort=version:refname", at=repository).splitlines()
 
 
 def _make_repository(repository: Path) -> None:
@@ -205,7 +213,7 @@ def _make_repository(repository: Path) -> None:
         with tempfile.TemporaryDirectory(dir=repository.parent) as place:
             made = Path(place) / "made"
             made.mkdir()
-            _git("init", "--quiet", "--initial-branch=main", at=made)
+            run_git("init", "--quiet", "--initial-branch=main", at=made)
             try:
                 made.rename(repository)
             except OSError:
@@ -213,7 +221,10 @@ def _make_repository(repository: Path) -> None:
                 if not (repository / ".git").is_dir():
                     raise
     except OSError as error:
-        raise FormatError(f"{repository} cannot be written: {error}", path=repository) from error
+        raise FormatError(
+            f"{repository} cannot be made: {error}; if something else is there, remove it",
+            path=repository,
+        ) from error
 
 
 def _write_tree(repository: Path) -> str:
@@ -222,13 +233,13 @@ def _write_tree(repository: Path) -> str:
         # An index of its own, so that several processes may do this at once.
         index = {"GIT_INDEX_FILE": str(Path(place) / "index"), "GIT_DIR": str(repository / ".git")}
         settings = ("-c", "core.autocrlf=false", "-c", "core.fileMode=false")
-        _git(*settings, f"--work-tree={TEMPLATE}", "add", "--force", ".", at=TEMPLATE, **index)
-        return _git("write-tree", at=TEMPLATE, **index)
+        run_git(*settings, f"--work-tree={TEMPLATE}", "add", "--force", ".", at=TEMPLATE, **index)
+        return run_git("write-tree", at=TEMPLATE, **index)
 
 
 def _check_committed(directory: Path) -> None:
     try:
-        changed = _git("status", "--porcelain", "--", ".", at=directory)
+        changed = run_git("status", "--porcelain", "--", ".", at=directory)
     except ModalloyError as error:
         raise FormatError(
             f"{directory} is in no git repository, which tells your changes from the template's; "
@@ -241,69 +252,3 @@ def _check_committed(directory: Path) -> None:
             "first, so that an update can be taken back",
             path=directory,
         )
-
-
-def _check_tools() -> None:
-    try:
-        import copier  # noqa: F401
-    except ImportError as error:
-        raise MissingComponentError(
-            "new-plugin needs copier; pip install 'modalloy[author]'", component="copier"
-        ) from error
-    if shutil.which("git") is None:
-        raise MissingComponentError(
-            "new-plugin needs git, by which templates are kept and updates merged; install it",
-            component="git",
-        )
-
-
-def _run(function: str, *arguments: str, **options: Any) -> None:
-    """Call copier, its errors as ours."""
-    import copier
-    from copier.errors import CopierAnswersInterrupt, CopierError, InteractiveSessionError
-
-    # It forwards what git fails with as it is.
-    from plumbum import CommandNotFound, ProcessExecutionError
-
-    try:
-        getattr(copier, function)(*arguments, **options)
-    except CopierAnswersInterrupt as error:
-        raise KeyboardInterrupt from error  # which it is, but a CopierError as well
-    except InteractiveSessionError as error:
-        raise ModalloyError(
-            "the questions need a terminal; --defaults asks nothing, and --answer QUESTION=ANSWER "
-            "answers one"
-        ) from error
-    except (CopierError, ValueError) as error:
-        raise SpecError(f"the plugin cannot be written: {error}", subject="template") from error
-    except (CommandNotFound, ProcessExecutionError, OSError) as error:
-        raise ModalloyError(f"the plugin cannot be written: {error}") from error
-
-
-def _git(*arguments: str, at: Path, **variables: str) -> str:
-    """Run git and return what it prints.
-
-    Raises:
-        ModalloyError: It fails.
-    """
-    identity = {
-        f"GIT_{who}_{what}": value
-        for who in ("AUTHOR", "COMMITTER")
-        for what, value in (("NAME", "modalloy"), ("EMAIL", "modalloy@localhost"))
-    }
-    # Not what a hook or a caller set for a repository of its own.
-    plain = {k: v for k, v in os.environ.items() if k not in _OF_A_REPOSITORY}
-    done = subprocess.run(  # noqa: S603 - git, with arguments of ours
-        ["git", *arguments],  # noqa: S607 - the user's git
-        cwd=at,
-        env=plain | identity | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise ModalloyError(f"git {arguments[0]} fails in {at}: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
-_OF_A_REPOSITORY: Sequence[str] = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")

@@ -6,6 +6,7 @@ Entry points of the group ``modalloy`` are loaded each on its own (:mod:`modallo
 
 import importlib.metadata
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from types import MappingProxyType
@@ -60,8 +61,7 @@ def discover(
     Raises:
         UnknownNameError: A name in either list is not installed.
     """
-    points = importlib.metadata.entry_points(group=GROUP)
-    plugins = sorted(map(_identify, points), key=_order)
+    plugins = sorted(_declared(), key=_order)
     known = {plugin.report.name for plugin in plugins}
     allowed, allowed_by = _selection(allow, ALLOW_VARIABLE, "allow", known)
     denied, denied_by = _selection(deny, DENY_VARIABLE, "deny", known)
@@ -129,9 +129,12 @@ def same_name(name: str, group: Sequence[PluginReport]) -> DuplicateNameError:
             f"plugin {name!r} is the core's own, and {origins[-1]} has the same name; rename it"
         )
         return DuplicateNameError(message, name=name, owners=("modalloy", owners[-1]))
+    advice = "uninstall one of them"
+    if owners[0] == owners[1]:
+        advice = f"an installation that was interrupted leaves this, reinstall {owners[0]}"
     message = (
         f"plugin {name!r} is declared by {' and by '.join(origins)}, and neither is preferred; "
-        "uninstall one of them"
+        f"{advice}"
     )
     return DuplicateNameError(message, name=name, owners=(owners[0], owners[1]))
 
@@ -200,9 +203,58 @@ def _view(
     return View(plugins, named, tables, owners, contested)
 
 
+def _declared() -> list[Plugin]:
+    """Return every declared plugin, yet to load; what is declared twice to the letter, once."""
+    plugins: list[Plugin] = []
+    try:
+        points = list(importlib.metadata.entry_points(group=GROUP))
+    except Exception:  # noqa: BLE001 - the parser of a damaged file raises anything
+        points, plugins = _one_by_one()
+    found: dict[tuple[str, str, str], Plugin] = {}
+    for point in points:
+        plugin = _identify(point)
+        found.setdefault((point.name, plugin.report.origin, point.value), plugin)
+    return [*plugins, *found.values()]
+
+
+def _one_by_one() -> tuple[list[importlib.metadata.EntryPoint], list[Plugin]]:
+    """Return entry points, and distributions with plugins whose entry points cannot be read.
+
+    Where the files of a single distribution are damaged, a plugin's or not, importlib.metadata
+    reads nobody's. Of those of one name the first on the path counts, as there.
+    """
+    points: list[importlib.metadata.EntryPoint] = []
+    damaged: list[Plugin] = []
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        text: object = None
+        try:
+            name = re.sub(r"[-_.]+", "-", distribution.name or "").lower()
+            if name in seen:
+                continue
+            text = distribution.read_text("entry_points.txt") or ""
+            points += distribution.entry_points.select(group=GROUP)
+            seen |= {name} - {""}
+        except Exception as error:  # noqa: BLE001 - as above
+            text = error.object.decode("latin-1") if isinstance(error, UnicodeDecodeError) else text
+            if f"[{GROUP}]" in str(text):
+                damaged.append(_unread(distribution, error))
+    return points, damaged
+
+
+def _unread(distribution: importlib.metadata.Distribution, error: Exception) -> Plugin:
+    try:
+        name = distribution.name or _UNKNOWN
+    except Exception:  # noqa: BLE001 - as above
+        name = _UNKNOWN
+    plugin = Plugin(PluginReport(name=name, distribution=name), lambda: None)
+    reason = f"its entry_points.txt cannot be read ({type(error).__name__}: {error}); reinstall it"
+    return plugin.left_out("failed", "metadata", reason)
+
+
 def _identify(point: importlib.metadata.EntryPoint) -> Plugin:
     """Return an entry point as a plugin yet to load, or failed where its metadata is damaged."""
-    report = PluginReport(name=point.name, distribution="unknown distribution")
+    report = PluginReport(name=point.name, distribution=_UNKNOWN)
     plugin = Plugin(report, point.load)
     if point.dist is None:
         return plugin.left_out("failed", "metadata", "it belongs to no distribution")
@@ -211,8 +263,21 @@ def _identify(point: importlib.metadata.EntryPoint) -> Plugin:
     except Exception as error:  # noqa: BLE001 - the parser of a damaged METADATA raises anything
         return plugin.left_out("failed", "metadata", error)
     if not name:
-        return plugin.left_out("failed", "metadata", "its distribution's METADATA has no Name")
-    return Plugin(attrs.evolve(report, distribution=name, version=version), point.load)
+        problem = f"the METADATA of the distribution with {point.value!r} has no Name; reinstall it"
+        return plugin.left_out("failed", "metadata", problem)
+    plugin = Plugin(attrs.evolve(report, distribution=name, version=version), point.load)
+    if not _NAME.fullmatch(point.name):
+        problem = "its entry point's name must be of letters, digits, '-', '_' and '.'"
+        return plugin.left_out("failed", "metadata", problem)
+    if not _VALUE.fullmatch(point.value):
+        problem = f"its entry point must name 'package.module'; it names {point.value!r:.80}"
+        return plugin.left_out("failed", "metadata", problem)
+    return plugin
+
+
+_UNKNOWN = "unknown distribution"
+_NAME = re.compile(r"[\w.-]+", re.ASCII)  # of what can stand in a list with commas
+_VALUE = re.compile(r"\w+(\.\w+)*(\s*:\s*\w+(\.\w+)*)?\s*(\[.*\])?")
 
 
 def _selection(

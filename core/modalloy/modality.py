@@ -39,15 +39,17 @@ def resolve(target: Target) -> Callable[..., Any]:
     """Return the callable that ``target`` is or names.
 
     Raises:
-        SpecError: The module cannot be imported or has no such attribute.
+        SpecError: The module cannot be imported, whatever it raises, or has no such attribute.
     """
     if not isinstance(target, str):
         return target
     module_name, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(f"target {target!r} cannot be loaded: {error}", subject=target) from error
+    except Exception as error:
+        plain = isinstance(error, ImportError | AttributeError)
+        why = str(error) if plain else f"{type(error).__name__}: {error}"
+        raise SpecError(f"target {target!r} cannot be loaded: {why}", subject=target) from error
 
 
 def is_name(value: object) -> bool:
@@ -97,6 +99,14 @@ def check_target(instance: Any, attribute: "attrs.Attribute[Any]", value: Target
     )
 
 
+def _check_not_text(instance: Any, _: "attrs.Attribute[str]", value: str) -> None:
+    if value == "text":
+        raise SpecError(
+            f"Modality {instance.name!r}: content type 'text' is every model's own; choose another",
+            subject=f"Modality {instance.name!r}",
+        )
+
+
 def _check_placeholder(instance: Any, _: "attrs.Attribute[str]", value: str) -> None:
     if not isinstance(value, str) or not re.fullmatch(r"<\|?[\w-]+\|?>", value):
         raise SpecError(
@@ -135,7 +145,7 @@ def _freeze_options(value: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def _strings(value: Iterable[str]) -> tuple[str, ...]:
-    return tuple(value)
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -161,7 +171,7 @@ class Modality:
 
     name: str = attrs.field(validator=[check_name, _check_not_reserved])
     api_version: int = attrs.field(validator=check_api_version)
-    content_type: str = attrs.field(validator=check_name)
+    content_type: str = attrs.field(validator=[check_name, _check_not_text])
     placeholder: str = attrs.field(validator=_check_placeholder)
     read: Target = attrs.field(validator=check_target)
     limits: Mapping[str, int] = attrs.field(converter=_freeze, validator=_check_limits)

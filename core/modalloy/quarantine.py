@@ -5,7 +5,9 @@ import, its hook signatures or any of its hooks can leave nothing behind, no plu
 before, around or instead of another's, and the order of results is ours.
 """
 
+import contextlib
 import inspect
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -144,10 +146,22 @@ class PluginReport:
         )
         if isinstance(reason, str):
             return attrs.evolve(kept, status=status, stage=stage, error=reason)
-        text = str(reason)
-        if not isinstance(reason, DuplicateNameError):
-            text = f"{type(reason).__name__}: {text}" if text else type(reason).__name__
+        text = str(reason) if isinstance(reason, DuplicateNameError) else named(reason)
         return attrs.evolve(kept, status=status, stage=stage, error=text, exception=reason)
+
+
+def named(error: BaseException) -> str:
+    """Return an error's type and message, whatever a plugin made of it, at most a page long."""
+    try:
+        text = str(error)
+    except Exception as second:  # noqa: BLE001 - its __str__ is the plugin's code, too
+        text = f"(its message cannot be had: {type(second).__name__})"
+    if len(text) > _PAGE:
+        text = f"{text[:_PAGE]} ... ({len(text)} characters)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+_PAGE = 4000
 
 
 @attrs.frozen(eq=False)
@@ -175,6 +189,8 @@ class Plugin:
 def load(plugin: Plugin) -> Plugin:
     """Import a plugin and call its registration hooks in quarantine.
 
+    What it prints meanwhile goes to standard error.
+
     Returns:
         The plugin with status ``"loaded"`` and its offers, or ``"failed"`` and the reason.
     """
@@ -183,7 +199,9 @@ def load(plugin: Plugin) -> Plugin:
     quarantine = _Quarantine(plugin)
     start = time.perf_counter()
     try:
-        hooks = quarantine.run()
+        # What it prints must not get between what a command, or any program, writes as data.
+        with contextlib.redirect_stdout(sys.stderr):
+            hooks = quarantine.run()
     except KeyboardInterrupt:
         raise
     # Not Exception alone: sys.exit() in an import, or a panic of a Rust extension, must not

@@ -50,10 +50,13 @@ class InstalledDistribution:
 
 def installed_set(reports: Iterable[PluginReport]) -> tuple[InstalledDistribution, ...]:
     """Return the distributions of plugins, in use or not: the core's own first, then by name."""
-    found: dict[str, InstalledDistribution] = {}
+    found: dict[object, InstalledDistribution] = {}
     for report in reports:
-        if report.distribution is not None and report.distribution not in found:
-            found[report.distribution] = _describe(report)
+        if report.distribution is not None:
+            one = _describe(report)
+            # Several may be damaged so much that their names are not known.
+            key = report.distribution if one.version is not None else (one.name, report.name)
+            found.setdefault(key, one)
     described = list(found.values())
     others = sorted(described[1:], key=lambda one: (one.name.lower(), one.name))
     return (*described[:1], *others)

@@ -19,7 +19,7 @@ from modalloy.errors import ModalloyError, ModalloyWarning
 from modalloy.quarantine import BUILTIN
 from modalloy.smollm2 import smollm2
 from modalloy.testing import build_wheel, check_modality, check_parent, check_wheel, tiny_base
-from modalloy.testing.wheel_checks import source_of
+from modalloy.testing.wheel_contents import source_of
 
 
 @cache

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ def check_possible(words: list[str]) -> None:
     elif program == "make":
         command = ["make", "--dry-run", "--directory", str(ROOT), *rest]
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - prints, runs nothing
+    elif program == "python" and rest[0] == "-m":
+        assert find_spec(rest[1]) is not None, rest[1]
     elif program == "python":
         assert Path(rest[0]).is_file(), rest[0]
     elif program == "accelerate":

@@ -27,6 +27,7 @@ COMMANDS = {
         _TUTORIAL,
         f"{_TRAIN} src/modalloy_timeseries/parents/smollm2-decoupled {_PLACES}",
     ): _MINUTES,
+    (_TUTORIAL, "python -m pytest mine/timeseries"): _MINUTES,
     (_TUTORIAL, _MEASURE): _MINUTES,
     (_EXAMPLE, f"{_TRAIN} my-parent {_PLACES}"): _MINUTES,
     (_EXAMPLE, _MEASURE): _MINUTES,

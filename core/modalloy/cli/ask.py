@@ -36,7 +36,7 @@ class MediaCommand(TyperCommand):
                 rest += [word, *queue]
                 break
             option, equals, value = word.partition("=")
-            if option in kinds:
+            if option in kinds and option not in own:
                 if not equals and (not queue or queue[0].startswith("--")):
                     ctx.fail(f"Option {option!r} needs a file.")
                 media.append((kinds[option], value if equals else queue.pop(0)))

@@ -4,7 +4,6 @@ A command's module is imported when that command runs, so that ``modalloy --help
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
 """
 
-import contextlib
 import importlib
 import sys
 import warnings
@@ -17,8 +16,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import modalloy
-from modalloy.cli.output import print_error
+from modalloy.cli.output import plugins_apart, print_error
 from modalloy.errors import DuplicateNameError, ModalloyError, ModalloyWarning, nearest
+from modalloy.quarantine import named
 
 
 @attrs.frozen
@@ -107,7 +107,7 @@ def plugin_commands() -> dict[str, Any]:
     """
     from modalloy.registry import Registry
 
-    with contextlib.redirect_stdout(sys.stderr):
+    with plugins_apart():
         registry = Registry.discover(strict=False)
         found: dict[str, Any] = {}
         owners: dict[str, Any] = {}
@@ -134,8 +134,10 @@ def _commands_of(hook: Callable[..., object], subject: str) -> dict[str, Any]:
     try:
         hook(cli=scratch)
         commands = dict(getattr(get_command(scratch), "commands", {}))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin's code; told, left out
-        problem = f"its register_commands failed: {type(error).__name__}: {error}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a plugin's code; told, left out
+        problem = f"its register_commands failed: {named(error)}"
         commands = {}
     else:
         taken = sorted(set(commands).intersection(COMMANDS))

@@ -1,18 +1,18 @@
 """``modalloy new-plugin``: the distribution of a plugin, written from the template or updated."""
 
-import contextlib
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import attrs
 import typer
+from typer.main import get_command
 
 from modalloy.authoring import Written, questions, update_plugin, write_plugin
-from modalloy.cli.output import print_json, print_line
+from modalloy.cli import ask
+from modalloy.cli.output import plugins_apart, print_json, print_line
 from modalloy.errors import ModalloyWarning, SpecError
-from modalloy.modality import is_name
+from modalloy.modality import MERGED, is_name
 from modalloy.registry import Registry
 
 
@@ -50,12 +50,16 @@ def command(
     if name is None:
         raise typer.BadParameter("give the plugin's NAME, or --update DIR")
     answers = {**_pairs(answer or []), "name": name}
-    check_free(name, answers.get("content_type", name.replace("-", "_")))
-    _tell_written(write_plugin(directory / name, answers, defaults=defaults), as_json=as_json)
+    taken = check_free(name, answers.get("content_type", name.replace("-", "_")))
+    written = write_plugin(directory / name, answers, defaults=defaults, taken=taken)
+    _tell_written(written, as_json=as_json)
 
 
-def check_free(name: str, content_type: str) -> None:
+def check_free(name: str, content_type: str) -> dict[str, str]:
     """Check that nothing installed has the name or the content type of a new plugin.
+
+    Returns:
+        The content types that are taken, and by what.
 
     Raises:
         SpecError: The name is not well-formed, or one of the two is taken.
@@ -66,23 +70,34 @@ def check_free(name: str, content_type: str) -> None:
             f"or 'heart-rate'; got {name!r}",
             subject=f"plugin {name!r}",
         )
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+    with warnings.catch_warnings(), plugins_apart():
         warnings.simplefilter("ignore", ModalloyWarning)  # broken plugins do not matter here
         registry = Registry.discover(strict=False)
+    # Where a modality stands in messages and in options, other words have a meaning already.
+    names = {MERGED: "what a merge method makes"}
+    types = {
+        option[2:].replace("-", "_"): "an option of `modalloy ask`"
+        for parameter in get_command(ask.command).params
+        for option in ("--help", *parameter.opts)
+        if option.startswith("--")
+    }
     for report in registry.reports:
-        if report.name == name or name in report.modalities:
-            raise SpecError(
-                f"the name {name!r} is taken by {report.subject}; choose another, as two of one "
-                "name cannot be used together",
-                subject=f"plugin {name!r}",
-            )
-        for modality in map(registry.modality, report.modalities):
-            if modality.content_type == content_type:
-                raise SpecError(
-                    f"content type {content_type!r} is taken by {report.subject}; choose another "
-                    "with --answer content_type=WORD",
-                    subject=f"plugin {name!r}",
-                )
+        names |= dict.fromkeys((report.name, *report.modalities), report.subject)
+        owned = [registry.modality(one).content_type for one in report.modalities]
+        types |= dict.fromkeys(owned, report.subject)
+    if name in names:
+        raise SpecError(
+            f"the name {name!r} is taken by {names[name]}; choose another, as two of one name "
+            "cannot be used together",
+            subject=f"plugin {name!r}",
+        )
+    if content_type in types:
+        raise SpecError(
+            f"content type {content_type!r} is taken by {types[content_type]}; choose another with "
+            "--answer content_type=WORD",
+            subject=f"plugin {name!r}",
+        )
+    return types
 
 
 def _pairs(given: list[str]) -> dict[str, str]:
@@ -93,6 +108,9 @@ def _pairs(given: list[str]) -> dict[str, str]:
             raise typer.BadParameter(
                 f"--answer takes QUESTION=ANSWER; questions: {known}; got {question!r}"
             )
+    twice = {question for question, *_ in pairs if [one[0] for one in pairs].count(question) > 1}
+    if twice:
+        raise typer.BadParameter(f"--answer answers {', '.join(sorted(twice))} more than once")
     return {question: text for question, _, text in pairs}
 
 

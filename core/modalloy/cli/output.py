@@ -3,11 +3,13 @@
 Much of what is printed stands in files of strangers: a terminal must not take it for orders.
 """
 
+import contextlib
 import json
 import math
+import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 # Control characters but for tab and newline, what turns the direction of writing, and halves of
@@ -20,6 +22,26 @@ _UNSHOWN = re.compile(
 def shown(text: str) -> str:
     """Return a text as it can be printed: what would drive a terminal stands as its escape."""
     return _UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+@contextlib.contextmanager
+def plugins_apart() -> Iterator[None]:
+    """Send to standard error whatever plugins print while they are loaded.
+
+    So do their libraries and the processes that they start, which know the descriptor alone.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        out = sys.__stdout__
+        if out is not None:
+            with contextlib.suppress(OSError, ValueError):  # closed, or no file at all
+                out.flush()
+                kept = os.dup(out.fileno())
+                stack.callback(os.close, kept)
+                stack.callback(os.dup2, kept, out.fileno())
+                stack.callback(out.flush)
+                os.dup2(2, out.fileno())
+        yield
 
 
 def print_json(data: Any) -> None:

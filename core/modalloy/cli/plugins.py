@@ -3,7 +3,6 @@
 ``plugins --requirements`` tells pip how to install the same elsewhere.
 """
 
-import contextlib
 import functools
 import sys
 import warnings
@@ -14,13 +13,14 @@ from typing import Annotated, Any
 import attrs
 import typer
 
-from modalloy.cli.output import print_json, print_line, print_table
+from modalloy.cli.output import plugins_apart, print_json, print_line, print_table
 from modalloy.errors import ModalloyWarning, SpecError
-from modalloy.modality import Encoder, Target, resolve
+from modalloy.modality import Encoder, Modality, Target, resolve
 from modalloy.parent import MANIFEST, Parent, ParentManifest, read_manifest, verify_files
-from modalloy.quarantine import KINDS, PluginReport, Spec
+from modalloy.quarantine import BUILTIN, KINDS, PluginReport, Spec
 from modalloy.registry import Registry
 from modalloy.requirements import installed_set
+from modalloy.testing.fresh import check_declaring
 from modalloy.testing.report import Check, attempt
 
 command = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -128,11 +128,15 @@ def check(registry: Registry, name: str) -> list[Check]:
         return [Check(report.subject, "loading", ok=False, detail=str(report))]
     hooks = f"implements {', '.join(report.hooks)}"
     checks = [Check(report.subject, "loading", ok=True, detail=hooks)]
+    if report.distribution is not None and report.name != BUILTIN:
+        checks.append(attempt(report.subject, "declaring", lambda: check_declaring(name)))
     offers = list(_offers(registry, report))
     # First of all, while nothing else can have imported torch.
     checks += [c for subject, spec in offers for c in _check_targets(subject, spec, _LIGHT)]
     checks += [c for subject, spec in offers for c in _check_targets(subject, spec, _HEAVY)]
     for subject, spec in offers:
+        if isinstance(spec, Modality):
+            checks.append(attempt(subject, "apart", functools.partial(_apart, registry, spec)))
         if isinstance(spec, Encoder):
             found = functools.partial(_known_modality, registry, spec.modality)
             checks.append(attempt(subject, "modality", found))
@@ -170,6 +174,20 @@ def _resolved(target: Target, light: bool) -> str:  # noqa: FBT001 - partial of 
     return target if isinstance(target, str) else repr(target)
 
 
+def _apart(registry: Registry, spec: Modality) -> str:
+    """Check that a modality shares with no other what tells inputs apart in a prompt."""
+    told = ("content_type", "placeholder", "token_type_id")
+    for other in registry.modalities.values():
+        for attribute in told if other.name != spec.name else ():
+            value = getattr(spec, attribute)
+            if value is not None and value == getattr(other, attribute):
+                raise SpecError(
+                    f"its {attribute} {value!r} is that of modality {other.name!r}, too, so the "
+                    "two cannot be composed together; choose another"
+                )
+    return f"no other modality has its {', '.join(told)}"
+
+
 def _known_modality(registry: Registry, name: str) -> str:
     registry.modality(name)
     return f"{name!r} is supplied by {registry.owner('modality', name).subject}"
@@ -199,12 +217,12 @@ def _check_manifest(
     subject = f"parent {parent.name!r}"
     yield attempt(subject, "files", lambda: _verified(parent, manifest))
     yield attempt(subject, "declaration", lambda: _agrees(parent, manifest))
-    yield attempt(
-        subject,
-        "encoder",
-        lambda: registry.encoder(manifest.encoder.type, requires=manifest.requires).name,
-    )
-    yield attempt(subject, "connector", lambda: registry.connector(manifest.connector.type).name)
+    # It brings in torch; what is looked at before must not.
+    from modalloy.testing.parent_checks import opens_connector, opens_encoder
+
+    for what, opens in (("encoder", opens_encoder), ("connector", opens_connector)):
+        found = functools.partial(opens, registry, parent.directory(), manifest)
+        yield attempt(subject, what, found)
 
 
 def _verified(parent: Parent, manifest: ParentManifest) -> str:
@@ -233,7 +251,7 @@ def _agrees(parent: Parent, manifest: ParentManifest) -> str:
 
 def _discover() -> Registry:
     """Return all plugins without a word about broken ones: this command shows them itself."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+    with warnings.catch_warnings(), plugins_apart():
         warnings.simplefilter("ignore", ModalloyWarning)
         return Registry.discover(strict=False)
 

@@ -3,12 +3,14 @@
 A composition holds the settings of its encoders, and a plugin of another version may understand
 them otherwise: then it would answer, and wrongly. What is decided here:
 
-- the plugin of a modality is not installed: a warning, since the composition runs without it, on
-  text and on ``inputs_embeds``;
+- the plugin of a modality is not installed, or offers it no more: a warning, since the composition
+  runs without it, on text and on ``inputs_embeds``;
 - it is installed in an incompatible version, one outside what the parent requires, or of another
   major version (of another minor one before 1.0) where it requires nothing: an error;
 - it is older than the recorded one, and compatible: a warning;
-- it is newer, and compatible: nothing.
+- its version cannot be told: a warning;
+- it is newer, and compatible: nothing. What is built locally (``1.2+cu121``) counts as what it was
+  built from (``1.2``).
 """
 
 import re
@@ -19,12 +21,14 @@ from typing import Any
 
 import attrs
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 import modalloy
 from modalloy.discovery import DENY_VARIABLE
 from modalloy.errors import FormatError, ModalloyWarning, PluginError
+from modalloy.quarantine import PluginReport
 from modalloy.registry import Registry
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -37,7 +41,7 @@ class _Recorded:
     Attributes:
         modality: Name of the modality.
         distribution: Canonical name of the distribution.
-        version: Its version then.
+        version: Its version then, without a local part, which nobody else could install.
         requires: What the parent requires of it, if that is told.
     """
 
@@ -52,21 +56,25 @@ class _Recorded:
         return f"{self.distribution} {self.version}"
 
     @property
-    def series(self) -> tuple[int, ...]:
-        """What a compatible version begins with, as :func:`_series` tells."""
-        return _series(self.version)
+    def asked(self) -> SpecifierSet | None:
+        """The versions that the parent requires, if it says any."""
+        return (self.requires and self.requires.specifier) or None
 
     def fits(self, version: Version) -> bool:
         """Whether a version is compatible."""
-        if self.requires is not None and self.requires.specifier:
-            return self.requires.specifier.contains(version, prereleases=True)
-        return _series(version) == self.series
+        if self.asked is not None:
+            return self.asked.contains(version, prereleases=True)
+        return _series(version) == _series(self.version)
 
     def advice(self, *, least: bool = False) -> str:
         """Return what to install; with ``least``, nothing that is older than was recorded."""
-        if self.requires is not None and self.requires.specifier and not least:
+        if self.asked is not None and not least:
             return f'pip install "{self.requires}"'
-        end = ".".join(map(str, (*self.series[:-1], self.series[-1] + 1)))
+        if self.asked is not None:
+            return f'pip install "{self.distribution}>={self.version},{self.asked}"'
+        epoch, *series = _series(self.version)
+        end = ".".join(map(str, (*series[:-1], series[-1] + 1)))
+        end = f"{epoch}!{end}" if epoch else end
         return f'pip install "{self.distribution}>={self.version},<{end}"'
 
 
@@ -95,16 +103,19 @@ def check_plugins(
     for one in _recorded(path, record, modalities):
         if one.modality in registry.modalities:
             _check_version(path, one, registry)
-        elif one.distribution not in _distributions(registry):
+            continue
+        installed = _distributions(registry).get(one.distribution)
+        if installed is None or installed.status == "loaded":
+            state = "is not installed" if installed is None else f"{installed.version} has no more"
             _warn(
-                f"{path}: modality {one.modality!r} needs {one.origin}, which is not installed; "
+                f"{path}: modality {one.modality!r} needs {one.origin}, which {state}; "
                 f"{one.advice()}. Without it the composition runs on text and on inputs_embeds"
             )
 
 
 def _check_version(path: Path, one: _Recorded, registry: Registry) -> None:
     owner = registry.owner("modality", one.modality)
-    if owner.distribution is None or owner.version is None:
+    if owner.distribution is None:
         return  # registered in code, by someone who knows
     if canonicalize_name(owner.distribution) != one.distribution:
         _warn(
@@ -114,9 +125,13 @@ def _check_version(path: Path, one: _Recorded, registry: Registry) -> None:
         )
         return
     try:
-        installed = Version(owner.version)
+        installed = Version(owner.version or "")
     except InvalidVersion:
-        return  # an installed distribution whose version says nothing
+        _warn(
+            f"{path}: modality {one.modality!r} was composed with {one.origin}, and a version that "
+            f"cannot be told ({owner.version!r}) is installed; reinstall it: {one.advice()}"
+        )
+        return
     if not one.fits(installed):
         message = (
             f"{path}: modality {one.modality!r} was composed with {one.origin}, and {installed} is "
@@ -140,7 +155,7 @@ def _check_core(path: Path, recorded: object) -> None:
     if _series(version) > _series(here):
         _warn(
             f"{path} was saved by modalloy {version}, this is {here}, which may not know all that "
-            f'is in it; pip install "modalloy>={version}"'
+            f'is in it; pip install "modalloy>={version.public}"'
         )
 
 
@@ -161,7 +176,7 @@ def _recorded(
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise _malformed(path, f"the plugin of {modality!r} has no name of a distribution")
         try:
-            made_with = Version(version)
+            made_with = Version(Version(version).public)
         except (InvalidVersion, TypeError) as error:
             raise _malformed(path, f"the plugin of {modality!r} has no version") from error
         requires = _requirement(path, modalities[modality].get("requires"), name)
@@ -183,13 +198,15 @@ def _requirement(path: Path, text: str | None, distribution: str) -> Requirement
 
 
 def _series(version: Version) -> tuple[int, ...]:
-    """Return what compatible versions have in common: ``(2,)`` of 2.3.1, ``(0, 3)`` of 0.3.1."""
+    """Return epoch and what compatible versions have in common: 2 of 2.3.1, (0, 3) of 0.3.1."""
     release = version.release
-    return release[:1] if release[0] else (*release, 0)[:2]
+    return (version.epoch, *(release[:1] if release[0] else (*release, 0)[:2]))
 
 
-def _distributions(registry: Registry) -> set[str]:
-    return {canonicalize_name(r.distribution) for r in registry.reports if r.distribution}
+def _distributions(registry: Registry) -> dict[str, PluginReport]:
+    """Return a report of each distribution, one of a plugin that is not in use if there is one."""
+    reports = sorted(registry.reports, key=lambda report: report.status != "loaded")
+    return {canonicalize_name(r.distribution): r for r in reports if r.distribution}
 
 
 def _malformed(path: Path, problem: str) -> FormatError:

@@ -131,7 +131,9 @@ def _connector(
     build = resolve(registry.connector(connector.type).build)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 200)
-        module = ModalityConnector(build(connector.config, shape[1], hidden), hidden, *ends)
+        module = ModalityConnector(
+            build(connector.config, shape[1], hidden), hidden, *ends, connector.type
+        )
         for extra in (module.prefix, module.suffix):
             if extra is not None:
                 nn.init.normal_(extra)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import attrs
 
 from modalloy.errors import ModalloyError
+from modalloy.quarantine import named
 
 
 @attrs.frozen
@@ -59,10 +60,12 @@ def attempt(subject: str, what: str, function: Callable[[], str]) -> Check:
     """
     try:
         return Check(subject, what, ok=True, detail=function())
-    except (ModalloyError, AssertionError) as error:
-        return Check(subject, what, ok=False, detail=str(error))
-    except Exception as error:  # noqa: BLE001 - a plugin's code may raise anything; it is shown
-        return Check(subject, what, ok=False, detail=f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        raise
+    # Not Exception alone: a factory that leaves by sys.exit(0) must not pass for a success.
+    except BaseException as error:  # noqa: BLE001 - a plugin's code may raise anything; it is shown
+        ours = isinstance(error, ModalloyError | AssertionError) and str(error).strip()
+        return Check(subject, what, ok=False, detail=str(error) if ours else named(error))
 
 
 class Checks:

@@ -1,22 +1,26 @@
 """Checking a plugin's wheel: that it holds all that the plugin needs where it is installed."""
 
-import email
+import configparser
 import functools
+import hashlib
 import importlib.metadata
-import json
 import subprocess
 import sys
 import tomllib
 import zipfile
-from abc import ABC, abstractmethod
 from email.message import Message
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import modalloy
 from modalloy.hookspecs import GROUP
-from modalloy.parent import MANIFEST, read_manifest
+from modalloy.parent import MANIFEST, read_manifest, sha256
+from modalloy.quarantine import PluginReport
 from modalloy.registry import Registry
 from modalloy.testing.report import Check, Checks, expect
+from modalloy.testing.wheel_contents import Content, Installed, Package, WheelFile, package_of
 
 # Weights do not get smaller by deflating, which takes most of the time of a quick build.
 _BUILD = """
@@ -29,17 +33,6 @@ for part in filter(None, name.split(".")):
     backend = getattr(backend, part)
 print(backend.build_wheel(sys.argv[2]))
 """
-_LEFT_OUT = {"__pycache__", ".mypy_cache", ".ruff_cache"}
-
-
-def source_of(distribution: str) -> Path | None:
-    """Return the directory that a distribution was installed from, editable; ``None`` otherwise."""
-    text = importlib.metadata.distribution(distribution).read_text("direct_url.json")
-    origin = json.loads(text) if text else {}
-    address = urlsplit(origin.get("url", ""))
-    if address.scheme != "file" or not origin.get("dir_info", {}).get("editable"):
-        return None
-    return Path(unquote(address.path))
 
 
 def build_wheel(source: Path, folder: Path, *, quick: bool = False) -> Path:
@@ -79,9 +72,9 @@ def check_wheel(
     """Check that a plugin's wheel holds what the plugin needs.
 
     Looked for are the module of its entry point, every file beside it in the source (``py.typed``
-    and weights among them), all files of its packaged parents, the licence texts, a requirement of
-    ``modalloy`` that ends before the next incompatible version, and that nothing else would be put
-    beside the package.
+    and weights among them), all files of its packaged parents as their manifests record them, the
+    licence texts, a requirement of ``modalloy`` that this one meets and that ends before the next
+    incompatible version, and that nothing else would be put beside the package.
 
     Args:
         name: The plugin's name.
@@ -99,89 +92,91 @@ def check_wheel(
     """
     registry = registry or Registry.discover()
     report = registry.require(name)
-    (point,) = importlib.metadata.entry_points(group=GROUP, name=name)
-    content = _Wheel(wheel) if wheel is not None else _Installed(str(report.distribution))
-    package = PurePosixPath(point.module.split(".")[0])
     subject = f"wheel of plugin {name!r}"
     checks = Checks(subject)
-    checks.run(subject, "metadata", lambda: _metadata(content.metadata))
+    opened: list[tuple[importlib.metadata.EntryPoint, Content, Package]] = []
+    if not checks.run(subject, "opened", lambda: _open(report, wheel, opened)):
+        return checks.finish()
+    ((point, content, package),) = opened
+    checks.run(subject, "metadata", lambda: _metadata(content.metadata, str(report.distribution)))
     checks.run(subject, "entry point", lambda: _entry_point(content, name, point.value))
     checks.run(subject, "licence", lambda: _licence(content))
-    checks.run(subject, "typed", lambda: _has(content, [f"{package}/py.typed"]))
-    checks.run(subject, "package alone", lambda: _package_alone(content, package))
-    here = Path(str(sys.modules[point.module.split(".")[0]].__file__)).parent
-    checks.run(subject, "files", lambda: _has(content, _files(here)))
+    checks.run(subject, "typed", lambda: _has(content, [f"{package.name}/py.typed"]))
+    checks.run(subject, "package alone", lambda: _package_alone(content, package.name.parts[0]))
+    checks.run(subject, "files", lambda: _has(content, package.files()))
     for parent in map(registry.parent, report.parents):
         if isinstance(parent.source, Path):
-            files = _parent_files(here, parent.source)
-            found = functools.partial(_has, content, files)
-            checks.run(subject, f"parent {parent.name!r}", found)
+            whole = functools.partial(_whole_parent, content, package, parent.source)
+            checks.run(subject, f"parent {parent.name!r}", whole)
     return checks.finish()
 
 
-class _Content(ABC):
-    """Names of the files of a distribution, and some of their texts."""
-
-    names: frozenset[str]
-
-    @abstractmethod
-    def text(self, suffix: str) -> str:
-        """Return the text of a file of its ``.dist-info``, or an empty one."""
-
-    @property
-    def metadata(self) -> Message:
-        return email.message_from_string(self.text("METADATA"))
-
-
-class _Wheel(_Content):
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with zipfile.ZipFile(path) as archive:
-            self.names = frozenset(archive.namelist())
-
-    def text(self, suffix: str) -> str:
-        name = next((one for one in self.names if one.endswith(f".dist-info/{suffix}")), None)
-        if name is None:
-            return ""
-        with zipfile.ZipFile(self._path) as archive:
-            return archive.read(name).decode("utf-8")
-
-
-class _Installed(_Content):
-    def __init__(self, distribution: str) -> None:
-        expect(
-            source_of(distribution) is None,
-            f"{distribution} is installed editable; build its wheel and give that",
-        )
-        self._distribution = importlib.metadata.distribution(distribution)
-        files = self._distribution.files or []
-        self.names = frozenset(file.as_posix() for file in files)
-
-    def text(self, suffix: str) -> str:
-        return self._distribution.read_text(suffix) or ""
-
-
-def _metadata(metadata: Message) -> str:
-    required = metadata.get_all("Requires-Dist") or []
-    ours = [one for one in required if one.split(";")[0].replace(" ", "").startswith("modalloy")]
-    ours = [one for one in ours if one[len("modalloy") :].lstrip()[:1] in ("<", ">", "=", "~")]
+def _open(
+    report: PluginReport,
+    wheel: Path | None,
+    opened: list[tuple[importlib.metadata.EntryPoint, "Content", Package]],
+) -> str:
+    points = importlib.metadata.entry_points(group=GROUP, name=report.name)
     expect(
-        any("<" in one or "==" in one or "~=" in one for one in ours),
-        "it must require modalloy with an upper bound, such as 'modalloy>=0.1,<0.2': a later host "
-        f"may speak another plugin API; it requires {', '.join(ours) or 'no modalloy'}",
+        bool(points) and report.distribution is not None,
+        f"plugin {report.name!r} is {report.origin}, so no distribution of it is installed",
     )
-    return f"requires {ours[0]}"
+    (point,) = {one.value: one for one in points}.values()
+    if wheel is None:
+        content: Content = Installed(str(report.distribution))
+    else:
+        expect(zipfile.is_zipfile(wheel), f"{wheel} is not there, or is no wheel")
+        content = WheelFile(wheel)
+    opened.append((point, content, package_of(point.module)))
+    return str(wheel or report.origin)
 
 
-def _entry_point(content: _Content, name: str, value: str) -> str:
-    lines = [line.replace(" ", "") for line in content.text("entry_points.txt").splitlines()]
-    wanted = f"{name}={value}"
-    start = lines.index(f"[{GROUP}]") if f"[{GROUP}]" in lines else len(lines)
-    expect(wanted in lines[start:], f"entry_points.txt must have {wanted!r} under [{GROUP}]")
-    return wanted
+def _metadata(metadata: Message, distribution: str) -> str:
+    name = str(metadata.get("Name"))
+    expect(
+        canonicalize_name(name) == canonicalize_name(distribution),
+        f"it is of {name!r}, and the plugin that is installed of {distribution!r}",
+    )
+    required = [Requirement(one) for one in metadata.get_all("Requires-Dist") or []]
+    ours = [
+        one
+        for one in required
+        if canonicalize_name(one.name) == "modalloy"
+        and (one.marker is None or one.marker.evaluate({"extra": ""}))
+    ]
+    told = ", ".join(map(str, ours)) or "no modalloy"
+    expect(
+        any(part.operator in _BOUNDING for one in ours for part in one.specifier),
+        "it must require modalloy with an upper bound, such as 'modalloy>=0.1,<0.2': a later host "
+        f"may speak another plugin API; it requires {told}",
+    )
+    expect(
+        all(one.specifier.contains(modalloy.__version__, prereleases=True) for one in ours),
+        f"it requires {told}, and cannot be installed beside modalloy {modalloy.__version__}",
+    )
+    return f"requires {told}"
 
 
-def _licence(content: _Content) -> str:
+_BOUNDING = ("<", "<=", "==", "===", "~=")
+
+
+def _entry_point(content: Content, name: str, value: str) -> str:
+    points = configparser.ConfigParser(delimiters="=", interpolation=None)
+    points.optionxform = str  # type: ignore[assignment,method-assign] # names keep their case
+    try:
+        points.read_string(content.text("entry_points.txt"))
+    except configparser.Error as error:
+        raise AssertionError(f"entry_points.txt cannot be read: {error}") from error
+    found = dict(points[GROUP]) if GROUP in points else {}
+    told = ", ".join(f"{one} = {of}" for one, of in sorted(found.items())) or "nothing"
+    expect(
+        found.get(name, "").replace(" ", "") == value.replace(" ", ""),
+        f"entry_points.txt must have '{name} = {value}' under [{GROUP}], found {told}",
+    )
+    return f"{name} = {value}"
+
+
+def _licence(content: Content) -> str:
     metadata = content.metadata
     named = metadata.get_all("License-File") or []
     expect(
@@ -195,29 +190,31 @@ def _licence(content: _Content) -> str:
     return f"{metadata.get('License-Expression') or metadata.get('License')}: {', '.join(named)}"
 
 
-def _package_alone(content: _Content, package: PurePosixPath) -> str:
+def _package_alone(content: Content, package: str) -> str:
     tops = {name.split("/")[0] for name in content.names if not name.startswith("..")}
-    strange = sorted(t for t in tops if t != str(package) and not t.endswith(".dist-info"))
+    strange = sorted(t for t in tops if t != package and not t.endswith(".dist-info"))
     expect(not strange, f"it would put {', '.join(strange)} beside {package} into site-packages")
     return f"{package} and its .dist-info"
 
 
-def _files(package: Path) -> list[str]:
-    """Return the files of a package as a wheel names them."""
-    return [
-        file.relative_to(package.parent).as_posix()
-        for file in sorted(package.rglob("*"))
-        if file.is_file() and not _LEFT_OUT.intersection(file.parts) and file.suffix != ".pyc"
-    ]
+def _whole_parent(content: Content, package: Package, parent: Path) -> str:
+    """Check the files of a packaged parent: there, and those that its manifest records."""
+    goal = {parent / MANIFEST: sha256(parent / MANIFEST)}
+    goal |= {parent / name: digest for name, digest in read_manifest(parent).files.items()}
+    places = {package.place(file): digest for file, digest in goal.items()}
+    found = _has(content, list(places))
+    for place, digest in places.items():
+        with content.open(place) as handle:
+            right = hashlib.file_digest(handle, "sha256").hexdigest() == digest  # type: ignore[arg-type]
+        expect(
+            right,
+            f"its {place} is not the one that {MANIFEST} records; was it built before the parent "
+            "was written anew, or with a pointer in the file's place?",
+        )
+    return f"{found} as recorded"
 
 
-def _parent_files(package: Path, parent: Path) -> list[str]:
-    """Return the files of a packaged parent, those that its manifest records, as a wheel does."""
-    place = parent.resolve().relative_to(package.parent.resolve())
-    return [(place / name).as_posix() for name in (MANIFEST, *read_manifest(parent).files)]
-
-
-def _has(content: _Content, names: list[str]) -> str:
+def _has(content: Content, names: list[str]) -> str:
     lacking = sorted(set(names) - content.names)
     more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""  # noqa: PLR2004
     expect(

@@ -1,6 +1,7 @@
 """The recipe: its data are the same every time and its configuration fits the plugin."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,17 @@ def test_the_configuration_fits_plugin_and_data(data: Path) -> None:
     named = {*config.connector_stage.data, *config.tuning_stage.data, *config.validation}
     assert all((data / name).is_file() for name in named)
     assert "test.jsonl" not in named
+
+
+def test_a_linear_classifier_does_well_on_the_features(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runpy.run_path(str(RECIPE / "probe.py"))["main"](data)
+    told = capsys.readouterr().out.splitlines()
+    kinds = [line.split(":")[0] for line in told]
+    shares = [[float(one) for one in re.findall(r"([\d.]+)%", line)] for line in told]
+    assert kinds == ["alarm", "state"]
+    assert all(right > chance + 20 for right, chance in shares), told
 
 
 def test_the_interval_of_a_share() -> None:

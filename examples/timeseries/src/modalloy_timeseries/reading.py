@@ -57,6 +57,8 @@ def read(source: Any, limits: Mapping[str, int]) -> Series:
 
 def _file_bytes(path: Path, limits: Mapping[str, int]) -> bytes:
     try:
+        if not path.is_file():  # of a pipe, opening alone would wait
+            raise InputError(f"{path}: it cannot be read (there is no such file)")
         with path.open("rb") as handle:
             return handle.read(limits["bytes"] + 1)
     except OSError as error:

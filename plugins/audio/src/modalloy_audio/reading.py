@@ -113,9 +113,11 @@ def _from_bytes(data: bytes, limits: Mapping[str, int]) -> Waveform:
 
 def _from_path(path: Path, limits: Mapping[str, int]) -> Waveform:
     try:
-        size = path.stat().st_size
+        if not path.exists():  # which a name with a null byte does not either
+            raise InputError(f"audio: {path} cannot be opened: No such file or directory")
         if not path.is_file():
             raise InputError(f"audio: {path} is not a file")
+        size = path.stat().st_size
         _check_bytes(size, limits)
         if size == 0:
             raise InputError(f"audio: the file {path} is empty (0 bytes)")

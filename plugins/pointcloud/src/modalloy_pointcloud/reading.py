@@ -82,9 +82,9 @@ def read(source: Any, limits: Mapping[str, int]) -> PointCloud:
 
 
 def _file_bytes(path: Path, limits: Mapping[str, int]) -> bytes:
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such point-cloud file")
     try:
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such point-cloud file")
         check_limit("bytes", path.stat().st_size, limits, str(path))
         with path.open("rb") as handle:
             return handle.read(limits["bytes"] + 1)

@@ -72,9 +72,11 @@ def _from_bytes(data: bytes, limits: Mapping[str, int]) -> Clip:
 
 def _from_path(path: Path, limits: Mapping[str, int]) -> Clip:
     try:
-        size = path.stat().st_size
+        if not path.exists():  # which a name with a null byte does not either
+            raise InputError(f"video: {path} cannot be read: No such file or directory")
         if not path.is_file():
             raise InputError(f"video: {path} is not a file")
+        size = path.stat().st_size
         check_limit("bytes", size, limits, str(path))
         if size == 0:
             raise InputError(f"video: the file {path} is empty (0 bytes)")

@@ -89,9 +89,9 @@ def _as_array(source: object) -> tuple[npt.NDArray[Any], bool]:
 
 
 def _file_bytes(path: Path, limits: Mapping[str, int]) -> bytes:
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such picture file")
     try:
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such picture file")
         _check_limit("bytes", path.stat().st_size, limits, str(path))
         with path.open("rb") as handle:
             return handle.read(limits["bytes"] + 1)
