@@ -189,7 +189,7 @@ def test_an_update_brings_what_is_new_and_keeps_ones_own(plugin: Path, template:
     project = template / "project"
     replace(project / "README.md.jinja", "## What it reads", "## What this reads")
     (project / "new.txt.jinja").write_text("new in {{ name }}\n", encoding="utf-8")
-    updated = update_plugin(plugin, defaults=True)
+    updated = update_plugin(plugin, defaults=False)  # and no terminal: nothing is asked again
     assert (updated.earlier, updated.template) == ("0.1.0", "0.1.0.post1")
     assert updated.conflicts == ()
     assert "## What this reads" in (plugin / "README.md").read_text("utf-8")

@@ -104,7 +104,7 @@ def update_plugin(directory: Path, *, defaults: bool) -> Written:
 
     Args:
         directory: The distribution, in a git repository without uncommitted changes.
-        defaults: Whether the earlier answers are taken again, and nothing is asked.
+        defaults: Whether the defaults answer what the template asks anew; earlier answers stay.
 
     Raises:
         FormatError: ``directory`` was not written by :func:`write_plugin`, or has uncommitted
@@ -131,6 +131,7 @@ def update_plugin(directory: Path, *, defaults: bool) -> Written:
         str(directory),
         vcs_ref=tag,
         defaults=defaults,
+        skip_answered=True,
         overwrite=True,
         quiet=True,
     )

@@ -18,10 +18,13 @@ from modalloy.registry import Registry
 
 def command(
     name: Annotated[
-        str | None, typer.Argument(help="Name of the plugin and its modality: lower-case words.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Name of the plugin and its modality: lower-case words."
+        ),
     ] = None,
     directory: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Where to make the directory NAME.")
+        Path, typer.Argument(metavar="DIR", help="Where to make the directory NAME.")
     ] = Path(),
     *,
     defaults: Annotated[
@@ -124,7 +127,8 @@ def _tell_written(written: Written, *, as_json: bool) -> None:
     print_line(f"{place}: plugin {name}, from the template of modalloy {written.template}. Next:")
     parent, media = f"{package}/parents/smollm2-decoupled", "recipe/data/signals/test-000.txt"
     for line in (
-        f"cd {place} && git init && pip install -e .",
+        f"cd {place} && git init && pip install -e . pytest",
+        "python -m pytest",
         "python recipe/make_data.py",
         f"modalloy train recipe/train.yml {parent} --data recipe/data --work recipe/work",
         "modalloy compose my-model",

@@ -218,17 +218,23 @@ def survives(reader: Reader, one: Sample, used: Sequence[Used]) -> Callable[[], 
     """Return the check of everything derived from one file."""
 
     def check() -> str:
-        taken, refused, wrong = 0, 0, []
+        taken, refused = 0, 0
+        wrong: dict[str, list[str]] = {}  # what was damaged, by what came of it
         goals = [_preprocessed(reader, encoder, one.decoded) for encoder in used]
         for what, source in _damaged(reader, one):
             found = reader.outcome(source, f"reading {one.label}, damaged")
             complaint = reader.complaint(found)
             if complaint is None and found.error is None:
                 complaint = _unusable(reader, found.value, used, goals)
-            wrong += [f"{what}: {complaint}"] if complaint else []
+            if complaint:
+                wrong.setdefault(complaint, []).append(what)
             taken, refused = taken + (found.error is None), refused + (found.error is not None)
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        expect(not wrong, "; ".join(wrong[:_SHOWN]) + more)
+        told = [
+            f"{whats[0]}{f' and {len(whats) - 1} more' if len(whats) > 1 else ''}: {complaint}"
+            for complaint, whats in wrong.items()
+        ]
+        more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        expect(not told, "; ".join(told[:_SHOWN]) + more)
         return f"{refused} refused, {taken} read all the same"
 
     return check
