@@ -22,7 +22,7 @@ import yaml
 
 import modalloy
 from docs.fences import ROOT
-from modalloy import hookspecs
+from modalloy import hookspecs, testing
 from modalloy.cli.main import COMMANDS
 from modalloy.deltas.lowrank import LowRankDelta, LowRankPair
 from modalloy.merging.merged import Merged
@@ -101,6 +101,9 @@ def test_every_command_and_public_name_has_its_section() -> None:
         assert f"## modalloy {name}\n" in commands
     names = (ROOT / "docs/reference/python.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\w+)$", names, re.MULTILINE) == modalloy.__all__
+    names = (ROOT / "docs/reference/authoring.md").read_text(encoding="utf-8")
+    tested = names.partition("## Testing")[2]
+    assert re.findall(r"^### (\w+)$", tested, re.MULTILINE) == testing.__all__
 
 
 @pytest.mark.parametrize(

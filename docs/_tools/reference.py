@@ -39,6 +39,7 @@ def _content(what: str) -> str:
     writers: dict[str, Callable[[str], str]] = {
         "commands": commands,
         "public": public,
+        "named": named,
         "hooks": hooks,
         "class": fields,
     }
@@ -160,11 +161,27 @@ def _default(field: Any) -> str:
     return f"`{field.default.factory()!r}`"
 
 
-def public(_: str = "") -> str:
-    """Every public name of the package, with its docstring."""
+def public(package: str = "") -> str:
+    """Every public name of a package, with its docstring."""
+    source = importlib.import_module(package or "modalloy")
+    found = _documented({name: getattr(source, name) for name in source.__all__})
+    return _deeper(found) if package else found
+
+
+def named(targets: str) -> str:
+    """What ``package.module:attribute`` names, each with its docstring."""
+    things = {target.partition(":")[2]: load(target) for target in targets.split()}
+    return _deeper(_documented(things))
+
+
+def _deeper(text: str) -> str:
+    """Return a text whose headings are a level below those of the page."""
+    return re.sub("^(?=##+ )", "#", text, flags=re.MULTILINE)
+
+
+def _documented(things: dict[str, Any]) -> str:
     parts = []
-    for name in modalloy.__all__:
-        thing = getattr(modalloy, name)
+    for name, thing in things.items():
         if inspect.isclass(thing):
             parts.append(_class(name, thing))
         elif inspect.isfunction(thing):
