@@ -350,7 +350,7 @@ def test_a_place_that_cannot_be_made(base: Path, data: Path, tmp_path: Path) -> 
         ({"attention": "fast"}, "attention: 'fast' cannot be used with this base: "),
         ({"modality": "sigt"}, "unknown modality 'sigt'; known: sight. Did you mean 'sight'?"),
         ({"encoder": ComponentConfig(type="nubers")}, "Did you mean 'numbers'?"),
-        ({"validation": ["no.jsonl"]}, "no.jsonl cannot be read: "),
+        ({"validation": ["no.jsonl"]}, "no.jsonl is not there; make the data"),
     ],
 )
 def test_a_configuration_that_does_not_fit(
