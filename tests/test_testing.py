@@ -70,6 +70,11 @@ def test_a_sample_may_be_a_path(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_sample_may_not_be_text() -> None:
+    with pytest.raises(CheckFailed, match=r"sample 0 .str.: it is text, which a host takes for"):
+        check_nose(samples=["SMEL"])
+
+
 def test_what_could_not_be_looked_at_is_said() -> None:
     skipped = {c.check: c.detail for c in check_nose(samples=[], configs={}) if c.ok is None}
     assert skipped == {

@@ -52,6 +52,10 @@ class Sample:
 
     def check_read(self) -> str:
         """Read it, every way that it can be given, and twice."""
+        expect(
+            not isinstance(self.source, str),
+            "it is text, which a host takes for a path; give bytes or a pathlib.Path",
+        )
         first, again = self.read(), self.read()
         expect(same(first, again), "read twice, it gives two different results")
         expect(content(self.source) == self.before, "reading changed the object that was given")
