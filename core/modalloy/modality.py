@@ -58,7 +58,11 @@ def is_name(value: object) -> bool:
 
 
 def check_name(instance: object, attribute: "attrs.Attribute[str]", value: str) -> None:
-    """Attrs validator: lower-case words joined by ``-``, ``_`` or ``.``."""
+    """Attrs validator: lower-case words joined by ``-``, ``_`` or ``.``.
+
+    Raises:
+        SpecError: It is something else.
+    """
     if not is_name(value):
         raise SpecError(
             f"{type(instance).__name__}.{attribute.name} must be lower-case words joined by "
@@ -77,7 +81,11 @@ def _check_not_reserved(instance: object, _: "attrs.Attribute[str]", value: str)
 
 
 def check_api_version(instance: Any, _: "attrs.Attribute[int]", value: int) -> None:
-    """Attrs validator: the plugin speaks this host's contract."""
+    """Attrs validator: the plugin speaks this host's contract.
+
+    Raises:
+        SpecError: It speaks another version.
+    """
     if value != API_VERSION:
         subject = f"{type(instance).__name__} {instance.name!r}"
         older = isinstance(value, int) and value < API_VERSION
@@ -89,7 +97,11 @@ def check_api_version(instance: Any, _: "attrs.Attribute[int]", value: int) -> N
 
 
 def check_target(instance: Any, attribute: "attrs.Attribute[Any]", value: Target) -> None:
-    """Attrs validator: a callable or a well-formed target."""
+    """Attrs validator: a callable or a well-formed target.
+
+    Raises:
+        SpecError: It is neither.
+    """
     if callable(value) or (isinstance(value, str) and _TARGET.fullmatch(value)):
         return
     raise SpecError(

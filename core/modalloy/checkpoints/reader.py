@@ -84,7 +84,11 @@ class CheckpointReader:
         return self._entry(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return a tensor's dtype."""
+        """Return a tensor's dtype.
+
+        Raises:
+            FormatError: There is no such tensor, or its dtype is not read.
+        """
         entry = self._entry(name)
         if entry.dtype not in _DTYPES:
             raise FormatError(

@@ -68,7 +68,12 @@ def safe_index(directory: Path, stem: str = "model") -> Mapping[str, Path]:
 
 
 def scan(directory: Path, stem: str = "model") -> Mapping[str, TensorEntry]:
-    """Return the entry of every tensor of a directory, sorted by name; see :func:`safe_index`."""
+    """Return the entry of every tensor of a directory, sorted by name; see :func:`safe_index`.
+
+    Raises:
+        FormatError: There are no weights, or a file or the index is damaged.
+        UnsafePathError: A file lies, or is said to lie, outside the directory.
+    """
     if not directory.is_dir():
         raise FormatError(f"{directory} is not a directory", path=directory)
     single = directory / f"{stem}{SUFFIX}"

@@ -54,7 +54,11 @@ def tiles(config: "PretrainedConfig", source: Path, sizes: Sizes) -> Tower:
 
 
 def clips(config: "PretrainedConfig", source: Path, sizes: Sizes) -> Tower:
-    """Return Video-LLaVA's tower for videos."""
+    """Return Video-LLaVA's tower for videos.
+
+    Raises:
+        SpecError: Its frames are prepared otherwise than the encoder of videos does.
+    """
     _refuse_sizes(config, source, sizes)
     ways = fitting(source, config.vision_config.image_size, "crop"), resampling(source)
     if ways != ("crop", "bicubic"):

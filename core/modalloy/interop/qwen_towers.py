@@ -45,7 +45,11 @@ _DEEPSTACK = (
 
 
 def pictures(config: "PretrainedConfig", source: Path, sizes: Sizes) -> Tower:
-    """Return the vision tower of a Qwen-VL model, for squares of one size."""
+    """Return the vision tower of a Qwen-VL model, for squares of one size.
+
+    Raises:
+        SpecError: The tower has settings that encoders do not, or the size does not fit it.
+    """
     sizes.refuse(str(source), seconds="it hears no sounds")
     kind, names = _KINDS[config.model_type]
     vision = config.vision_config
@@ -123,7 +127,11 @@ _WINDOW = (
 
 
 def sounds(config: "PretrainedConfig", source: Path, sizes: Sizes) -> Tower:
-    """Return the audio tower of a Qwen2-Audio model, for windows of one length."""
+    """Return the audio tower of a Qwen2-Audio model, for windows of one length.
+
+    Raises:
+        SpecError: The length is out of what the tower takes.
+    """
     sizes.refuse(str(source), image_size="it sees no pictures")
     audio = config.audio_config
     most = 2 * audio.max_source_positions / _FRAMES_PER_SECOND

@@ -47,7 +47,11 @@ class Rulebook:
                 self.rule(tensor.layout.name, piece)
 
     def rule(self, tensor: str, piece: Piece) -> Rule:
-        """Return what is done with a piece; one that no model has is the donor's."""
+        """Return what is done with a piece; one that no model has is the donor's.
+
+        Raises:
+            SpecError: A parameter is not set, or the method refuses its value.
+        """
         if not piece.models:
             return Weighted(weights=(1.0,))
         depth = depth_of(tensor, self._layers)

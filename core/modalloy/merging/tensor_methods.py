@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def linear(*, weight: Floats, normalize: bool) -> Weighted:
-    """Average models (Wortsman et al., Model soups, arXiv 2203.05482)."""
+    """Average models (Wortsman et al., Model soups, arXiv 2203.05482).
+
+    Raises:
+        SpecError: The weights are to be normalised and sum to 0.
+    """
     total = sum(weight)
     if normalize and abs(total) < _NOTHING:
         raise SpecError(

@@ -113,7 +113,11 @@ def _set_attention(language_model: Any, name: str) -> None:
 
 
 def lora_targets(config: TrainConfig, language_model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Return the linear layers that get a pair, as the configuration's patterns."""
+    """Return the linear layers that get a pair, as the configuration's patterns.
+
+    Raises:
+        SpecError: The base has no layer of a name that is asked for.
+    """
     linears = linear_layers(language_model)
     lasts = {name.rpartition(".")[2] for name in linears}
     unknown = sorted(set(config.lora.targets) - lasts)
