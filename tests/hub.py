@@ -24,6 +24,7 @@ class Hub:
     Attributes:
         commits: By repository, the files of each commit by path.
         messages: By repository, the summaries of its commits.
+        tags: Number of the commit that a name stands for, by repository and name.
         large: Objects that were uploaded over LFS, by SHA-256.
         requests: ``(method, path)`` of everything that was asked.
     """
@@ -31,6 +32,7 @@ class Hub:
     def __init__(self) -> None:
         self.commits: dict[str, list[dict[str, bytes]]] = {}
         self.messages: dict[str, list[str]] = {}
+        self.tags: dict[tuple[str, str], int] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -54,9 +56,17 @@ class Hub:
         """Return the files of a repository as they are now."""
         return self.commits[repo][-1]
 
-    def sha(self, repo: str) -> str:
-        """Return the name of a repository's last commit."""
-        return hashlib.sha1(f"{repo} {len(self.commits[repo])}".encode()).hexdigest()  # noqa: S324
+    def sha(self, repo: str, number: int = -1) -> str:
+        """Return the name of a repository's commit, the last one if none is given."""
+        number %= len(self.commits[repo])
+        return hashlib.sha1(f"{repo} {number + 1}".encode()).hexdigest()  # noqa: S324
+
+    def number(self, repo: str, revision: str | None) -> int | None:
+        """Return which commit a revision stands for, ``None`` for no commit of the repository."""
+        count = len(self.commits[repo])
+        names = {self.sha(repo, number): number for number in range(count)}
+        names |= {tag: number for (of, tag), number in self.tags.items() if of == repo}
+        return {**names, "main": count - 1}.get(revision or "main")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -143,16 +153,29 @@ class _Handler(BaseHTTPRequestHandler):
         sha = self.hub.sha(repo)
         self._json({"commitUrl": f"{self.hub.url}/{repo}/commit/{sha}", "commitOid": sha})
 
-    def info(self, body: bytes, repo: str) -> None:
-        if repo not in self.hub.commits:
-            self._send(404, b"{}", X_Error_Code="RepoNotFound")
-            return
-        siblings = [{"rfilename": path} for path in sorted(self.hub.files(repo))]
-        self._json({"id": repo, "sha": self.hub.sha(repo), "siblings": siblings, "tags": []})
+    def _commit(self, repo: str, revision: str | None) -> int | None:
+        """Return which commit is asked for; where there is none, answer so."""
+        known = repo in self.hub.commits
+        number = self.hub.number(repo, revision) if known else None
+        if number is None:
+            kind = "RevisionNotFound" if known else "RepoNotFound"
+            self._send(404, b"{}", X_Error_Code=kind)
+        return number
 
-    def tree(self, body: bytes, repo: str) -> None:
+    def info(self, body: bytes, repo: str, revision: str | None = None) -> None:
+        number = self._commit(repo, revision)
+        if number is None:
+            return
+        siblings = [{"rfilename": path} for path in sorted(self.hub.commits[repo][number])]
+        sha = self.hub.sha(repo, number)
+        self._json({"id": repo, "sha": sha, "siblings": siblings, "tags": []})
+
+    def tree(self, body: bytes, repo: str, revision: str) -> None:
+        number = self._commit(repo, revision)
+        if number is None:
+            return
         entries = []
-        for path, content in sorted(self.hub.files(repo).items()):
+        for path, content in sorted(self.hub.commits[repo][number].items()):
             oid = hashlib.sha1(content).hexdigest()  # noqa: S324
             entry: dict[str, Any] = {"type": "file", "oid": oid, "size": len(content), "path": path}
             if path.endswith(_LFS):
@@ -161,12 +184,14 @@ class _Handler(BaseHTTPRequestHandler):
             entries.append(entry)
         self._json(entries)
 
-    def resolve(self, body: bytes, repo: str, path: str) -> None:
-        commit = {"X_Repo_Commit": self.hub.sha(repo)} if repo in self.hub.commits else {}
-        content = self.hub.files(repo).get(path) if commit else None
+    def resolve(self, body: bytes, repo: str, revision: str, path: str) -> None:
+        number = self._commit(repo, revision)
+        if number is None:
+            return
+        commit = {"X_Repo_Commit": self.hub.sha(repo, number)}
+        content = self.hub.commits[repo][number].get(path)
         if content is None:
-            kind = "EntryNotFound" if commit else "RepoNotFound"
-            self._send(404, b"", X_Error_Code=kind, **commit)
+            self._send(404, b"", X_Error_Code="EntryNotFound", **commit)
             return
         self._send(200, content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', **commit)
 
@@ -178,7 +203,7 @@ _ROUTES: list[tuple[str, Any]] = [
     (rf"POST /{_REPO}\.git/info/lfs/objects/batch", _Handler.batch),
     (r"PUT /lfs/(?P<oid>[0-9a-f]{64})", _Handler.put),
     (r"POST /api/validate-yaml", lambda self, body: self._json({"errors": [], "warnings": []})),
-    (rf"GET /api/models/{_REPO}(?:/revision/[^/]+)?", _Handler.info),
-    (rf"GET /api/models/{_REPO}/tree/[^/]+", _Handler.tree),
-    (rf"(?:GET|HEAD) /{_REPO}/resolve/[^/]+/(?P<path>.+)", _Handler.resolve),
+    (rf"GET /api/models/{_REPO}(?:/revision/(?P<revision>.+))?", _Handler.info),
+    (rf"GET /api/models/{_REPO}/tree/(?P<revision>[^/]+)", _Handler.tree),
+    (rf"(?:GET|HEAD) /{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
 ]

@@ -133,7 +133,7 @@ def test_compose_shows_parents_coefficients_and_every_tensor(shell: Shell, weigh
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["one.txt"], 1, "one.txt exists; choose another place or remove it"),
+        (["one.txt"], 1, "one.txt exists and is no empty directory; choose another place"),
         (["out", "--method", "dmac"], 1, ("unknown merge method 'dmac'; known: damc, damc-ties, "
          "factor-mean, mmer, naive, swudi, ties. Did you mean 'damc'?")),
         (["out", "--method", "naive"], 1, "modality 'sight' has only decoupled ones for base"),
@@ -142,6 +142,7 @@ def test_compose_shows_parents_coefficients_and_every_tensor(shell: Shell, weigh
         (["out", "--coefficients", "sight=x"], 1, "'sight=x' is not NAME=NUMBER"),
         (["out", "--dtype", "int8"], 1, "dtype must be auto, bfloat16, float16 or float32"),
         (["out", "--parent", "gone"], 1, "unknown parent 'gone'; known: sight-toy, sound-toy"),
+        (["out", "--revision", "v1"], 1, "revision 'v1' is given, and"),
         (["out", "--bsae", "x"], 2, "No such option"),
         ([], 2, "Missing argument"),
     ],
@@ -185,7 +186,8 @@ def test_a_directory_of_the_users_beside_it_is_left_alone(shell: Shell, weights:
     mine = shell.root / "out.partial"
     mine.mkdir()
     (mine / "notes").write_text("keep")
-    assert shell("compose", "out", "--base", weights / "base")[0] == 0
+    (shell.root / "out").mkdir()
+    assert shell("compose", "out", "--base", weights / "base")[0] == 0, "it was empty"
     assert (mine / "notes").read_text() == "keep"
     assert (shell.root / "out" / "modalloy.json").is_file()
 

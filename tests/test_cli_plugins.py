@@ -113,6 +113,7 @@ def test_the_listing_shows_parents_with_base_and_strategy(nose: Site) -> None:
         "name": "nose",
         "distribution": "nose",
         "version": "1.0",
+        "sha256": None,
         "status": "loaded",
         "stage": None,
         "error": None,

@@ -107,7 +107,10 @@ def test_an_output_that_exists(modalloy: Callable[..., Done], config: Path, tmp_
     output = tmp_path / "data"
     again = modalloy(config, output, "--data", tmp_path / "data")
     assert (again.returncode, again.stdout) == (1, "")
-    assert again.stderr == f"error: {output} exists; choose another place or remove it\n"
+    assert (
+        again.stderr
+        == f"error: {output} exists and is no empty directory; choose another place or remove it\n"
+    )
 
 
 def test_results_as_json(modalloy: Callable[..., Done], tmp_path: Path) -> None:

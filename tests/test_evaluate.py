@@ -255,7 +255,7 @@ def test_a_retrained_encoder_is_asked_again(
     modalloy.evaluate(*composed, questions, work=work)
     assert modalloy.evaluate(*composed, questions, work=work).reused == len(questions)
     stores = sorted((work / "features").iterdir())
-    encoder, known = model.encoders._opened("sight"), dict(model.encoders._digests)
+    encoder, known = model.encoders.opened("sight"), dict(model.encoders._digests)
     state = {name: value.clone() for name, value in encoder.state_dict().items()}
     encoder.register_buffer("retrained", torch.ones(1))
     model.encoders._digests.clear()
@@ -385,7 +385,7 @@ def shell(
 
 def test_the_command_prints_and_writes_results(shell: Any, root: Path, tmp_path: Path) -> None:
     words = ("--benchmark", "numbers", "--data", ".", "--base", root / "base", "--limit", 2)
-    code, out, err = shell(*words, "--json", "r.json", "--work", "w", "--threads", 1)
+    code, out, err = shell(*words, "--out", "r.json", "--work", "w", "--threads", 1)
     assert code == 0, err
     assert ["image-mc", "options", "2"] in [line.split()[:3] for line in out.splitlines()]
     assert "left out: audio-mc: this composition takes no audio inputs; install the plugin" in out
@@ -398,6 +398,12 @@ def test_the_command_prints_and_writes_results(shell: Any, root: Path, tmp_path:
     code, out, err = shell(*words, "--work", "w")
     assert code == 0, err
     assert "2 answers were kept from an earlier run" in out
+    code, out, err = shell(*words, "--work", "w", "--json", "--out", "again.json")
+    assert code == 0, err
+    printed = json.loads(out)
+    assert printed == json.loads((tmp_path / "again.json").read_text())
+    assert printed == {**report, "reused": 2}
+    assert "asking the " in err
 
 
 @pytest.mark.parametrize(
@@ -411,7 +417,11 @@ def test_the_command_prints_and_writes_results(shell: Any, root: Path, tmp_path:
         (["--benchmark", "numbers", "--scoring", "exakt"], 1, "--scoring: scoring must be one"),
         (["model", "--benchmark", "numbers", "--method", "damc"], 1,
          "--method say how to compose a model, and MODEL is one already"),
-        (["--benchmark", "numbers", "--json", "no/r.json"], 1, "--json: no is no directory"),
+        (["--benchmark", "numbers", "--out", "no/r.json"], 1, "--out: no is no directory"),
+        (["--benchmark", "numbers", "--data", ".", "--revision", "v1"], 1,
+         "revision 'v1' is given, and 'smollm2' is not fetched from the Hub"),
+        ([".", "--benchmark", "numbers", "--data", ".", "--revision", "v1"], 1,
+         "revision 'v1' is given, and '.' is not fetched from the Hub"),
         (["gone", "--benchmark", "numbers", "--data", "."], 1, "gone"),
         ([], 2, "Missing option"),
     ],

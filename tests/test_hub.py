@@ -141,5 +141,5 @@ def test_loaded_from_the_hub_it_says_the_same(pushed: tuple[Hub, Path, Any]) -> 
     assert found == dict.fromkeys(("me/it", "me/other-order", "me/saved-anew", "auto"), expected)
     # What is told apart by it: with the encoder's table left at zero another answer comes out.
     plain, _ = modalloy.load(root / "it", registry=weighed_registry())
-    plain.encoders._opened("sight").table.data.zero_()
+    plain.encoders.opened("sight").table.data.zero_()
     assert plain.generate(**batch, **ASKED).tolist() != expected

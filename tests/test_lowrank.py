@@ -225,10 +225,15 @@ def test_damaged_files(adapter: Path) -> None:
         read_adapter(adapter)
     weights.write_bytes(whole)
     config.write_text("[1]")
+    with pytest.raises(
+        FormatError, match=r"adapter_config\.json: expected a JSON object, found list"
+    ):
+        read_adapter(adapter)
+    config.write_text("{}")
     with pytest.raises(DeltaError, match="peft_type is None"):
         read_adapter(adapter)
     config.write_text("{")
-    with pytest.raises(FormatError, match=r"adapter_config\.json cannot be read as JSON"):
+    with pytest.raises(FormatError, match=r"adapter_config\.json is not valid JSON: Expecting"):
         read_adapter(adapter)
 
 

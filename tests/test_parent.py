@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -86,6 +87,8 @@ def test_written_and_read_back(parent: Path) -> None:
         ({"base": {"id": "x"}}, "base.fingerprint is missing"),
         ({"prefix_tokens": "2"}, "prefix_tokens must be int, found '2'"),
         ({"files": ["a"]}, "files"),
+        ({"name": "a\nb"}, "'name' must be one line of printable characters, found 'a\\nb'"),
+        ({"licence": "MIT\x1b[2J"}, "'licence' must be one line of printable characters"),
     ],
 )
 def test_a_malformed_manifest(base: Path, parent: Path, changes: Any, message: str) -> None:
@@ -94,6 +97,27 @@ def test_a_malformed_manifest(base: Path, parent: Path, changes: Any, message: s
         compose(base, parent)
     assert message in str(caught.value)
     assert str(parent / MANIFEST) in str(caught.value)
+
+
+def test_a_name_that_would_not_stay_on_its_line(parent: Path) -> None:
+    manifest = read_manifest(parent)
+    for bad in ("a\nb", "a\u2028b", "a\u202eb", "a\tb"):
+        for key in ("name", "licence"):
+            with pytest.raises(SpecError, match=f"of '{key}' must be one line of printable"):
+                attrs.evolve(manifest, **{key: bad})
+    assert attrs.evolve(manifest, name="Zoë's (v2)").name == "Zoë's (v2)"
+
+
+def test_a_manifest_that_cannot_be_written(parent: Path, monkeypatch: Any) -> None:
+    before = sorted(parent.rglob("*")), (parent / MANIFEST).read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(FormatError, match=r"parent\.json cannot be written: .*No space left"):
+        rehash(parent)
+    assert (sorted(parent.rglob("*")), (parent / MANIFEST).read_bytes()) == before
 
 
 @pytest.mark.parametrize("text", ["{", "\udcff", "[" * 100_000])

@@ -394,7 +394,8 @@ def test_the_file_that_search_writes_is_what_compose_takes(
     ("text", "message"),
     [
         ("{", "is no table of coefficients"),
-        ("[]", "is no table of coefficients: TypeError"),
+        ("[" * 100_000, "is not valid JSON: maximum recursion"),
+        ("[]", "expected a JSON object, found list"),
         ('{"format_version": 9}', "format_version 9 is not known, expected 1; search again"),
         ('{"format_version": 1, "method": "damc", "method_options": {}, "coefficients": {}}',
          "need values by group under 'default'"),

@@ -330,9 +330,38 @@ def test_an_output_that_exists_is_left_alone(base: Path, data: Path, tmp_path: P
     (output / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(FormatError) as caught:
         run(number_config(base), output, data)
-    assert str(caught.value) == f"{output} exists; choose another place or remove it"
+    assert str(caught.value) == (
+        f"{output} exists and is no empty directory; choose another place or remove it"
+    )
     assert [p.name for p in output.iterdir()] == ["mine.txt"]
     assert not (tmp_path / "parent.work").exists()
+
+
+def test_a_parent_that_cannot_be_written_leaves_nothing(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, stranger = tmp_path / "parent", tmp_path / "parent.partial"
+    stranger.mkdir()
+    (stranger / "mine.txt").write_text("mine", encoding="utf-8")
+    output.mkdir()
+
+    def fail(directory: Path, _: ParentManifest) -> ParentManifest:
+        assert (directory / "connector.safetensors").is_file()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modalloy.training.writing.write_manifest", fail)
+        with pytest.raises(
+            FormatError, match=r"parent cannot be written: .*No space left .*; make"
+        ):
+            run(number_config(base), output, data)
+    assert not list(output.iterdir())
+    there = {"base", "data", "parent", "parent.partial", "parent.work"}
+    assert {p.name for p in tmp_path.iterdir()} == there
+    run(number_config(base), output, data, resume=True)
+    assert (output / "connector.safetensors").stat().st_mode & 0o777 == 0o644
+    assert (stranger / "mine.txt").read_text(encoding="utf-8") == "mine"
+    assert {p.name for p in tmp_path.iterdir()} == there
 
 
 def test_a_place_that_cannot_be_made(base: Path, data: Path, tmp_path: Path) -> None:

@@ -27,15 +27,15 @@ _CLASSES = ("ModalloyConfig", "ModalloyForConditionalGeneration", "ModalloyProce
 _FIRST = "transformers.models.auto.configuration_auto"
 _TABLES = MappingProxyType(
     {
-        _FIRST: ("CONFIG_MAPPING_NAMES", _CLASSES[0]),
-        "transformers.models.auto.modeling_auto": (
-            "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
-            _CLASSES[1],
-        ),
-        "transformers.models.auto.processing_auto": ("PROCESSOR_MAPPING_NAMES", _CLASSES[2]),
+        _FIRST: {"CONFIG_MAPPING_NAMES": _CLASSES[0]},
+        "transformers.models.auto.modeling_auto": {
+            "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": _CLASSES[1],
+            "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES": _CLASSES[1],
+        },
+        "transformers.models.auto.processing_auto": {"PROCESSOR_MAPPING_NAMES": _CLASSES[2]},
     }
 )
-"""By module of transformers, the table in it and what is entered under the model type."""
+"""By module of transformers, the tables in it and what each has under the model type."""
 
 
 def register() -> None:
@@ -52,9 +52,9 @@ def register() -> None:
 
 
 def _enter(module: ModuleType) -> None:
-    """Enter the model type into the table of a module."""
-    table, name = _TABLES[module.__name__]
-    getattr(module, table).setdefault(MODEL_TYPE, name)
+    """Enter the model type into the tables of a module."""
+    for table, name in _TABLES[module.__name__].items():
+        getattr(module, table).setdefault(MODEL_TYPE, name)
 
 
 class _Finder(MetaPathFinder):
@@ -79,7 +79,7 @@ class _Finder(MetaPathFinder):
 
 
 class _TableLoader(Loader):
-    """Runs a module of transformers as its own loader does, and makes an entry in its table."""
+    """Runs a module of transformers as its own loader does, and makes entries in its tables."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader

@@ -16,6 +16,7 @@ from modalloy.errors import (
     BaseMismatchError,
     FormatError,
     MissingComponentError,
+    SpecError,
     UnknownNameError,
 )
 from modalloy.families import base_problem
@@ -31,6 +32,7 @@ SAMPLES = 1024
 """Elements of each tensor that a fingerprint looks at."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REVISION = re.compile(r"[\w.+@-]+(?:/[\w.+@-]+)*", re.ASCII)
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _HUB_EXTRAS = ("*/*", "consolidated*")
 
@@ -149,9 +151,11 @@ def resolve_base(
         UnknownNameError: ``base`` is none of these.
         MissingComponentError: It cannot be fetched, or its package is not installed.
         FormatError: It is not a decoder-only model in safetensors.
+        SpecError: A revision is given, and the base is no Hub id.
         UnsafePathError: Its index leads outside its directory.
     """
     directory = Path(base).expanduser()
+    check_revision(revision, base, fetched=base != SMOLLM2 and not directory.is_dir())
     if base == SMOLLM2:
         found = Base(SMOLLM2, smollm2(progress))
     elif directory.is_dir():
@@ -170,6 +174,33 @@ def resolve_base(
     return found
 
 
+def check_revision(revision: str | None, of: str | Path, *, fetched: bool) -> None:
+    """Check that a revision, if any, can be one and is of something that the Hub has.
+
+    Args:
+        revision: Commit, tag or branch.
+        of: What it is of, for the message.
+        fetched: Whether that is fetched from the Hub.
+
+    Raises:
+        SpecError: It would change nothing, or cannot name a revision.
+    """
+    if revision is None:
+        return
+    if not fetched:
+        raise SpecError(
+            f"revision {revision!r} is given, and {str(of)!r} is not fetched from the Hub; leave "
+            "it out",
+            subject="revision",
+        )
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise SpecError(
+            f"revision {revision!r} is no commit, tag or branch; give one as the Hub shows it, "
+            "such as 'main' or 'v1.0'",
+            subject="revision",
+        )
+
+
 def _fetch(hub_id: str, revision: str | None) -> Path:
     """Fetch a Hub repository's configuration, tokenizer and safetensors; return its snapshot."""
     from huggingface_hub import snapshot_download
@@ -183,8 +214,9 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
             ignore_patterns=list(_HUB_EXTRAS),
         )
     except (HFValidationError, OSError) as error:
+        at = "" if revision is None else f" at revision {revision!r}"
         raise MissingComponentError(
-            f"the base {hub_id!r} is neither a directory nor in the Hub cache, and cannot be "
+            f"the base {hub_id!r}{at} is neither a directory nor in the Hub cache, and cannot be "
             f"fetched from the Hub ({error}); go online, fix the id, or give the directory of a "
             "copy. The base 'smollm2' needs no Hub",
             component=hub_id,

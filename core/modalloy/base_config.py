@@ -110,7 +110,8 @@ def sanitise(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {_FLOAT} and value[_FLOAT] in _FLOATS:
             return float(value[_FLOAT])
-        return {k: sanitise(v) for k, v in value.items() if not _CODE_KEYS.fullmatch(k)}
+        # Settings in memory, which are given here, too, may have numbers for keys.
+        return {k: sanitise(v) for k, v in value.items() if not _CODE_KEYS.fullmatch(str(k))}
     if isinstance(value, list):
         return [sanitise(item) for item in value]
     return value

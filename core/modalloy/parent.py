@@ -22,6 +22,7 @@ from typing import Any
 
 import attrs
 
+from modalloy.checkpoints.new_directory import write_whole
 from modalloy.checkpoints.safe_files import check_file, read_object
 from modalloy.checkpoints.safe_index import check_inside
 from modalloy.errors import (
@@ -61,6 +62,20 @@ def check_requirement(_: object, attribute: "attrs.Attribute[Any]", value: str |
         raise ValueError(
             f"of {attribute.name!r} must be a requirement such as 'modalloy-vision>=0.1,<0.2', "
             f"found {value!r}"
+        )
+
+
+def check_line(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    """Attrs validator: text that can stand on one line of a card or a terminal.
+
+    Raises:
+        SpecError: It holds a line break, a control character, or another that is not shown.
+    """
+    if isinstance(value, str) and not value.isprintable():
+        raise SpecError(
+            f"of {attribute.name!r} must be one line of printable characters, found {value!r}; "
+            "write it without the others",
+            subject=attribute.name,
         )
 
 
@@ -133,7 +148,7 @@ class ParentManifest:
     """
 
     format_version: int
-    name: str
+    name: str = attrs.field(validator=check_line)
     modality: str
     base: BaseReference
     strategy: str = attrs.field(validator=_check_strategy)
@@ -142,7 +157,7 @@ class ParentManifest:
     prefix_tokens: int = attrs.field(default=0, validator=_check_count)
     suffix_tokens: int = attrs.field(default=0, validator=_check_count)
     files: dict[str, str] = attrs.Factory(dict)
-    licence: str = "unknown"
+    licence: str = attrs.field(default="unknown", validator=check_line)
     requires: str | None = attrs.field(default=None, validator=check_requirement)
     training: dict[str, Any] = attrs.Factory(dict)
     scores: dict[str, Any] = attrs.Factory(dict)
@@ -238,7 +253,11 @@ def read_manifest(directory: Path) -> ParentManifest:
 
 
 def write_manifest(directory: Path, manifest: ParentManifest) -> ParentManifest:
-    """Hash the files of ``directory``, write its ``parent.json``, and return what was written."""
+    """Hash the files of ``directory``, write its ``parent.json``, and return what was written.
+
+    Raises:
+        FormatError: It cannot be written; a manifest that was there is as it was.
+    """
     files = {
         file.relative_to(directory).as_posix(): sha256(file)
         for file in sorted(directory.rglob("*"))
@@ -246,9 +265,7 @@ def write_manifest(directory: Path, manifest: ParentManifest) -> ParentManifest:
     }
     manifest = attrs.evolve(manifest, files=files)
     text = json.dumps(attrs.asdict(manifest), indent=2, sort_keys=False) + "\n"
-    temporary = directory / f"{MANIFEST}.partial"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(directory / MANIFEST)
+    write_whole(directory / MANIFEST, text)
     return manifest
 
 

@@ -111,11 +111,6 @@ def build_words(
     return media
 
 
-def picture_medium(thing: Thing) -> Medium:
-    """The stored picture of ``thing``."""
-    return Medium(thing.id, thing.label, "image", thing.picture)
-
-
 def shown(things: Sequence[Thing], split: str) -> dict[str, list[Medium]]:
     """All takes of the pictures, clips and clouds of one split, by content type."""
     media: dict[str, list[Medium]] = {"image": [], "video": [], "point_cloud": []}

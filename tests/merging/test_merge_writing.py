@@ -110,9 +110,11 @@ def test_what_exists_is_left_alone(tmp_path: Path) -> None:
     base, models = make_models(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     plain = recipe("ties", base, models, TIES)
-    with pytest.raises(FormatError, match="exists; choose another place or remove it"):
+    with pytest.raises(FormatError, match="no empty directory; choose another place or remove it"):
         modalloy.merge(plain, base)
+    (tmp_path / "out").mkdir()
     modalloy.merge(plain, tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").is_file()
     assert before == {p: p.read_bytes() for p in before}
 
 
@@ -123,7 +125,7 @@ def fail(*_: object) -> None:
 def test_a_place_that_is_a_dangling_link_is_taken(tmp_path: Path) -> None:
     base, models = make_models(tmp_path)
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FormatError, match="exists; choose another place"):
+    with pytest.raises(FormatError, match="no empty directory; choose another place"):
         modalloy.merge(recipe("ties", base, models, TIES), tmp_path / "out")
 
 

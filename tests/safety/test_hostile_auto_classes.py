@@ -8,8 +8,9 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+from modalloy.composition.configuration import ModalloyConfig
 from modalloy.errors import FormatError, UnsafePathError
-from safety.hostile import WEIGHTS, Box, scaled_weights
+from safety.hostile import WEIGHTS, Box, same_weights, scaled_weights
 
 MakeBox = Callable[[str], Box]
 MODEL: Any = AutoModelForMultimodalLM
@@ -58,6 +59,46 @@ def test_a_quantiser(box: MakeBox, place: str) -> None:
     inside.edit("config.json", lambda d: (d if place == "whole" else d[place]).update(asked))
     words = "the composition is quantised"
     inside.refuses(lambda: MODEL.from_pretrained(inside.model), FormatError, words)
+
+
+@pytest.mark.parametrize("place", ["whole", "text_config"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "attn_implementation",
+        "experts_implementation",
+        "_experts_implementation",
+    ],
+)
+def test_code_is_not_chosen_by_the_configuration(box: MakeBox, key: str, place: str) -> None:
+    """transformers fetches a kernel that has a repository's name, and runs what it finds there."""
+    inside = box("composition")
+    asked = {key: "evil/kernel"}
+    inside.edit("config.json", lambda d: (d if place == "whole" else d[place]).update(asked))
+    model = inside.takes(lambda: MODEL.from_pretrained(inside.model))
+    assert same_weights(model, inside.model / WEIGHTS)
+    for config in (model.config, model.language_model.config):
+        assert config._attn_implementation in ("sdpa", "eager")
+        assert config._experts_implementation in (None, "grouped_mm", "eager")
+
+
+@pytest.mark.parametrize("wanted", ["eager", "sdpa"])
+def test_attention_is_what_the_caller_says(box: MakeBox, wanted: str) -> None:
+    inside = box("composition")
+    inside.edit("config.json", attn_implementation="flash_attention_2")
+    model = MODEL.from_pretrained(inside.model, attn_implementation=wanted)
+    assert model.language_model.config._attn_implementation == wanted
+
+
+def test_reading_a_configuration_changes_nothing(box: MakeBox) -> None:
+    inside = box("composition")
+    data = json.loads((inside.model / "config.json").read_text())
+    data["text_config"]["attn_implementation"] = "evil/kernel"
+    before = json.dumps(data)
+    ModalloyConfig.from_dict(data, attn_implementation="eager")
+    assert json.dumps(data) == before
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The command line on an enemy's directories: one line on standard error, nothing written."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -135,3 +137,64 @@ def test_what_is_no_directory(
     refused(inside, "unknown base", "compose", inside.out, "--base", name)
     refused(inside, "unknown parent", "compose", inside.out, "--base", good / "base",
             "--parent", name)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 70_000])
+def test_names_that_are_too_long(
+    box: MakeBox, good: Path, refused: Callable[..., None], name: str
+) -> None:
+    inside = box("base")
+    refused(inside, "too long", "inspect", name)
+    refused(inside, "too long", "compose", inside.out, "--base", good / "base", "--parent", name)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(36, "File name too long", "y" * 300), "(300 characters): File name too long"),
+        (PermissionError(13, "Permission denied", b"x.json"), "error: x.json: Permission denied"),
+        (OSError("two\nlines"), "error: the system refused something: two lines"),
+        (RecursionError("maximum"), "error: what was given is nested too deeply to be read"),
+    ],
+)
+def test_what_no_command_foresaw(
+    box: MakeBox, refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+    error: Exception, words: str,
+) -> None:  # fmt: skip
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("modalloy.cli.main.app", fail)
+    refused(box("base"), words)
+
+
+def test_a_broken_pipe_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads what a command writes, such as in ``modalloy inspect x | head -1``."""
+
+    def fail() -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("modalloy.cli.main.app", fail)
+    with pytest.raises(BrokenPipeError):
+        run()
+
+
+def test_a_terminal_that_has_no_such_letters(box: MakeBox) -> None:
+    inside = box("parent")
+    inside.edit("parent.json", licence="propriété \U0001f600")
+    command = [sys.executable, "-c", "from modalloy.cli.main import run; run()", "inspect"]
+
+    def shell(*words: str) -> bytes:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and code
+            [*command, *words],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode == 0) == (done.stderr == b""), done.stderr
+        return done.stdout or done.stderr
+
+    assert b"propri\\u00e9t\\u00e9 \\ud83d\\ude00" in shell(str(inside.model))
+    assert json.loads(shell(str(inside.model), "--json"))["licence"] == "propriété \U0001f600"
+    assert shell("é").startswith(b"error: ")
+    assert b"\\u00e9" in shell("é")

@@ -141,3 +141,63 @@ def test_a_configuration_names_nothing_that_is_opened(box: MakeBox, good: Path) 
         ModalloyError,
         "",
     )  # fmt: skip
+
+
+def pipe(file: Path) -> None:
+    """Put a pipe into a file's place, which nobody ever writes to: who reads it waits for ever."""
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize("allow", [False, True])  # in this order: a reader of it would hang
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter_model.bin",
+        "adapter_model.bin.index.json",
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    ],
+)
+def test_pipes_of_an_adapter(box: MakeBox, good: Path, name: str, *, allow: bool) -> None:
+    inside = box("parent")
+    adapter = inside.model / "text_adapter"
+    (adapter / "adapter_model.safetensors").unlink()
+    pipe(adapter / name)
+    inside.refuses(
+        lambda: convert(
+            adapter, inside.out, base=good / "base", components=good / "parent",
+            allow_pickle=allow, registry=toy_registry("sight"),
+        ),
+        FormatError,
+        f"{adapter / name} is no file but a pipe or a device",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_a_pipe_among_several_pickles(box: MakeBox, good: Path, *, allow: bool) -> None:
+    inside = box("base")
+    release(inside, lambda _, file: pipe(file), "adapter_model-00001-of-00001.bin")
+    index = {"weight_map": {"x": "adapter_model-00001-of-00001.bin"}}
+    (inside.model / "adapter_model.bin.index.json").write_text(json.dumps(index))
+    inside.refuses(
+        lambda: convert(
+            inside.model, inside.out, base=good / "base", allow_pickle=allow,
+            registry=toy_registry("sight"),
+        ),
+        FormatError,
+        "00001.bin is no file but a pipe",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["config.json", "parent.json"])
+def test_a_pipe_says_what_a_source_is(box: MakeBox, good: Path, name: str) -> None:
+    inside = box("base")
+    pipe(inside.model / name)
+    inside.refuses(
+        lambda: convert(
+            inside.model, inside.out, base=good / "base", registry=toy_registry("sight")
+        ),
+        FormatError,
+        f"{inside.model / name} is no file but a pipe",
+    )  # fmt: skip

@@ -8,8 +8,10 @@ where certain files are there. What it would read has to be what was checked, an
 import json
 import os
 import re
+import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from types import UnionType
+from typing import Any, overload
 
 from modalloy.checkpoints.safe_index import check_inside
 from modalloy.errors import FormatError, UnsafePathError
@@ -76,23 +78,54 @@ def check_file(directory: Path, name: str) -> None:
         raise FormatError(f"{path} is no file but a pipe or a device; remove it", path=path)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+@overload
+def read_object(path: Path) -> dict[str, Any]: ...
+
+
+@overload
+def read_object(path: Path, kind: type | UnionType) -> Any: ...
+
+
+def read_object(path: Path, kind: type | UnionType = dict) -> Any:
     """Return the JSON object that a file of a stranger holds.
+
+    Args:
+        path: The file.
+        kind: What else than an object it may hold, such as ``list | dict``.
 
     Raises:
         OSError: It cannot be read.
-        FormatError: It is too large, no JSON, no object, or nested too deeply.
+        FormatError: It is no plain file, too large, no JSON, not of its kind, or nested too deeply.
     """
-    size = path.stat().st_size
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise FormatError(f"{path} is no file but a pipe or a device; remove it", path=path)
+    size = found.st_size
     if size > MAX_JSON_BYTES:
         raise FormatError(f"{path} has {size} bytes, at most {MAX_JSON_BYTES} are read", path=path)
+    data = parse_json(path.read_bytes(), path, path)
+    if not isinstance(data, kind):
+        wanted = "a JSON object" if kind is dict else "a JSON object or list"
+        raise FormatError(f"{path}: expected {wanted}, found {type(data).__name__}", path=path)
+    return data
+
+
+def parse_json(text: str | bytes, where: object, path: Path) -> Any:
+    """Return the JSON that a text of a stranger is.
+
+    Args:
+        text: In UTF-8 where it is bytes.
+        where: Where it stands, for messages: a file, or a line of one.
+        path: The file.
+
+    Raises:
+        FormatError: It is no JSON, or nested too deeply.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not valid JSON: {error}", path=path) from error
-    if not isinstance(data, dict):
-        raise FormatError(f"{path}: expected a JSON object, found {type(data).__name__}", path=path)
-    level: list[Any] = [data]
+        raise FormatError(f"{where} is not valid JSON: {error}", path=path) from error
+    level: list[Any] = [data] if isinstance(data, dict | list) else []
     for _ in range(MAX_DEPTH):
         level = [
             inner
@@ -102,7 +135,7 @@ def read_object(path: Path) -> dict[str, Any]:
         ]
     if level:
         raise FormatError(
-            f"{path} is not valid JSON of its kind: it is nested more than {MAX_DEPTH} deep",
+            f"{where} is not valid JSON of its kind: it is nested more than {MAX_DEPTH} deep",
             path=path,
         )
     return data

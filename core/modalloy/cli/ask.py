@@ -83,6 +83,9 @@ def ask(
     model: Annotated[str, typer.Argument(help="Model directory or Hub id of a composition.")],
     question: Annotated[str, typer.Argument(help="What to ask about the inputs.")],
     *,
+    revision: Annotated[
+        str | None, typer.Option(help="Commit, tag or branch of MODEL, where that is a Hub id.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
@@ -93,7 +96,7 @@ def ask(
 
     hush_transformers()
     started = time.perf_counter()
-    composition = load(model, dtype=dtype)
+    composition = load(model, revision=revision, dtype=dtype)
     loaded = time.perf_counter()
     media: list[tuple[str, str]] = ctx.meta[MEDIA]
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []

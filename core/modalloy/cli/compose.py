@@ -1,15 +1,13 @@
 """``modalloy compose``: installed modalities become one model directory."""
 
-import os
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from safetensors import SafetensorError
 
+from modalloy.checkpoints.new_directory import check_free, new_directory
 from modalloy.cli.output import (
     hush_transformers,
     print_json,
@@ -20,16 +18,21 @@ from modalloy.cli.output import (
 from modalloy.cli.progress import progress_bar
 from modalloy.cli.search import read_table, show_search
 from modalloy.composition.coefficients import order_groups, show_value
-from modalloy.errors import FormatError, SpecError
+from modalloy.errors import SpecError
 from modalloy.modality import MERGED
 
 _STRATEGY = "grid"
 
 
 def command(  # noqa: PLR0913 - the options of the command line
-    out: Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")],
+    out: Annotated[
+        Path, typer.Argument(help="Model directory to write; must not exist, or be empty.")
+    ],
     *,
     base: Annotated[str, typer.Option(help="smollm2, a directory, or a Hub id.")] = "smollm2",
+    revision: Annotated[
+        str | None, typer.Option(help="Commit, tag or branch of a base from the Hub.")
+    ] = None,
     modality: Annotated[
         list[str] | None, typer.Option(help="Take in this modality (repeatable); all by default.")
     ] = None,
@@ -67,8 +70,7 @@ def command(  # noqa: PLR0913 - the options of the command line
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Compose the installed modalities over one base and save the model."""
-    if out.exists():
-        raise FormatError(f"{out} exists; choose another place or remove it", path=out)
+    check_free(out)
     options = parse_options(option or ())
     spec = parse_coefficients(coefficients, method, options)
     from modalloy.evaluation.composing import SEARCH, compose
@@ -80,6 +82,7 @@ def command(  # noqa: PLR0913 - the options of the command line
         asked = {"strategy": search, "seed": seed, "work": work, "progress": progress}
         model, processor = compose(
             base,
+            revision=revision,
             modalities=modality,
             parents=parent or (),
             method=method,
@@ -95,42 +98,34 @@ def command(  # noqa: PLR0913 - the options of the command line
     if as_json:
         print_json({"model": str(out), "seconds": round(seconds, 2), **model.provenance})
         return
-    rows = [
-        (p["modality"], p["name"], p["strategy"], p["licence"]) for p in model.provenance["parents"]
-    ]
-    print_table(f"{method} over {base}", ("modality", "parent", "strategy", "licence"), rows)
-    show_merge(model.provenance)
-    show_coefficients(model.provenance["coefficients"])
-    if "search" in model.provenance:
-        show_search(model.provenance["search"])
-    account = [
-        (row["source"], row["part"], row["tensors"] or "", row["fate"])
-        for row in model.provenance["accounting"]
-    ]
-    print_table("Every tensor", ("from", "part", "tensors", "fate"), account)
+    _show_composition(f"{method} over {base}", model.provenance)
     print_line(f"{out}: composed and saved in {seconds:.1f} s")
 
 
+def _show_composition(title: str, record: dict[str, Any]) -> None:
+    """Print the parents of a composition, its coefficients, and what became of every tensor."""
+    rows = [(p["modality"], p["name"], p["strategy"], p["licence"]) for p in record["parents"]]
+    print_table(title, ("modality", "parent", "strategy", "licence"), rows)
+    show_merge(record)
+    show_coefficients(record["coefficients"])
+    if "search" in record:
+        show_search(record["search"])
+    account = [
+        (row["source"], row["part"], row["tensors"] or "", row["fate"])
+        for row in record["accounting"]
+    ]
+    print_table("Every tensor", ("from", "part", "tensors", "fate"), account)
+
+
 def save(model: Any, processor: Any, out: Path) -> None:
-    """Write a model directory beside its place and rename it when it is whole.
+    """Write a model directory, whole or not at all.
 
     Raises:
         FormatError: It cannot be written; nothing is left behind.
     """
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        try:
-            model.save_pretrained(partial)
-            processor.save_pretrained(partial)
-            for file in partial.rglob("*.safetensors"):
-                file.chmod(0o644)  # safetensors writes for its owner alone
-            partial.rename(out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise FormatError(f"{out} cannot be written: {error}", path=out) from error
+    with new_directory(out) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
 
 
 def show_merge(record: dict[str, Any]) -> None:

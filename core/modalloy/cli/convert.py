@@ -18,7 +18,9 @@ def command(  # noqa: PLR0913 - one for each option
         Path,
         typer.Argument(help="ModelCompose checkpoint, PEFT adapter, fine-tuned model, or parent."),
     ],
-    out: Annotated[Path, typer.Argument(help="Parent directory to write; must not exist.")],
+    out: Annotated[
+        Path, typer.Argument(help="Parent directory to write; must not exist, or be empty.")
+    ],
     *,
     base: Annotated[
         str | None, typer.Option(help="The LLM it was tuned from: smollm2, a directory, or Hub id.")

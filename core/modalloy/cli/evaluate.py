@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import attrs
 import typer
 
+from modalloy.checkpoints.new_directory import write_whole
 from modalloy.cli.compose import parse_coefficients
 from modalloy.cli.output import (
     hush_transformers,
+    print_json,
     print_line,
     print_note,
     print_table,
@@ -33,6 +35,10 @@ def command(  # noqa: PLR0913 - the options of the command line
         typer.Argument(help="Model directory or Hub id; left out, one is composed in memory."),
     ] = None,
     *,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Of MODEL's Hub repository; without MODEL, of --base's."),
+    ] = None,
     benchmark: Annotated[str, typer.Option(help="Name of a benchmark (see `modalloy plugins`).")],
     data: Annotated[Path | None, typer.Option(help="Directory of the benchmark's files.")] = None,
     kind: Annotated[
@@ -48,8 +54,8 @@ def command(  # noqa: PLR0913 - the options of the command line
         Path | None, typer.Option(help="Directory that keeps features and answers.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all results to this file.")
+    out: Annotated[
+        Path | None, typer.Option(help="Write all results to this file, for `modalloy report`.")
     ] = None,
     base: Annotated[
         str | None,
@@ -63,11 +69,12 @@ def command(  # noqa: PLR0913 - the options of the command line
     method: Annotated[str | None, typer.Option(help="Without MODEL: likewise.")] = None,
     coefficients: Annotated[str | None, typer.Option(help="Without MODEL: likewise.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all results as JSON.")] = False,
 ) -> None:
     """Ask a model a benchmark's questions and show how many answers are right, by kind."""
     registry = Registry.discover()
     spec = registry.benchmark(benchmark)
-    _check_options(model, data, json_file, modality=modality, method=method, values=coefficients)
+    _check_options(model, data, out, modality=modality, method=method, values=coefficients)
     scorings = scoring or list(spec.scoring)
     from modalloy.benchmark import check_scoring
 
@@ -76,13 +83,14 @@ def command(  # noqa: PLR0913 - the options of the command line
     questions = _chosen(resolve(spec.questions)(data, None if kind else limit), kind, limit)
     composing = {
         "base": base or "smollm2",
+        "revision": revision,
         "modalities": modality,
         "parents": parent or (),
         "method": method or "damc",
         "coefficients": parse_coefficients(coefficients, method or "damc", {}),
     }
     hush_transformers()
-    composition = _open(model, composing, dtype, registry)
+    composition = _open(model, revision, composing, dtype, registry)
     if threads is not None:
         import torch
 
@@ -94,7 +102,8 @@ def command(  # noqa: PLR0913 - the options of the command line
     if spec.against_parents:
         from modalloy.evaluation.retention import parents_alone
 
-        alone = parents_alone(composition, parent or (), registry, base=base)
+        of_base = revision if model is None else None
+        alone = parents_alone(composition, parent or (), registry, base=base, revision=of_base)
     asker = _Asker(benchmark, scorings, batch_size, work, store)
     results = asker(composition, questions)
     report: dict[str, Any] = {"model": model, "benchmark": benchmark, **results.to_dict()}
@@ -102,8 +111,11 @@ def command(  # noqa: PLR0913 - the options of the command line
     if spec.against_parents:
         rows = _against_parents(asker, alone, questions, results)
         report["retention"] = [{**attrs.asdict(row), "ratio": row.ratio} for row in rows]
-    if json_file is not None:
-        _write(json_file, report)
+    if out is not None:
+        _write(out, report)
+    if as_json:
+        print_json(report)
+        return
     _show(benchmark, results)
     if rows:
         _show_retention(rows)
@@ -139,7 +151,7 @@ class _Asker:
 def _check_options(
     model: str | None,
     data: Path | None,
-    json_file: Path | None,
+    out: Path | None,
     *,
     modality: list[str] | None,
     method: str | None,
@@ -155,10 +167,8 @@ def _check_options(
         )
     if data is not None and not data.is_dir():
         raise FormatError(f"--data: {data} is no directory", path=data)
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise FormatError(
-            f"--json: {json_file.parent} is no directory; make it first", path=json_file
-        )
+    if out is not None and not out.resolve().parent.is_dir():
+        raise FormatError(f"--out: {out.parent} is no directory; make it first", path=out)
 
 
 def _chosen(
@@ -178,12 +188,16 @@ def _chosen(
 
 
 def _open(
-    model: str | None, composing: dict[str, Any], dtype: str, registry: Registry
+    model: str | None,
+    revision: str | None,
+    composing: dict[str, Any],
+    dtype: str,
+    registry: Registry,
 ) -> "Composition":
     from modalloy.composition.compose import compose, load
 
     if model is not None:
-        return load(model, dtype=dtype, registry=registry)
+        return load(model, revision=revision, dtype=dtype, registry=registry)
     return compose(**composing, dtype=dtype, registry=registry, progress=print_note)
 
 
@@ -239,10 +253,5 @@ def _show_retention(rows: "Sequence[Retained]") -> None:
 
 
 def _write(file: Path, report: dict[str, Any]) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise FormatError(f"{file} cannot be written: {error}", path=file) from error
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(file, f"{text}\n")

@@ -4,7 +4,11 @@ A command's module is imported when that command runs, so that ``modalloy --help
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
 """
 
+import codecs
 import importlib
+import io
+import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -43,6 +47,7 @@ COMMANDS = {
     "export": LazyCommand("modalloy.cli.export:command", "Write a composition for other tools."),
     "inspect": LazyCommand("modalloy.cli.inspect:command", "Show a parent or a composition."),
     "evaluate": LazyCommand("modalloy.cli.evaluate:command", "Measure a model on a benchmark."),
+    "report": LazyCommand("modalloy.cli.report:command", "Compare results of evaluate."),
     "search": LazyCommand("modalloy.cli.search:command", "Search a model's coefficients."),
     "train": LazyCommand("modalloy.cli.train:command", "Train a parent for a modality."),
     "plugins": LazyCommand("modalloy.cli.plugins:command", "List plugins, or check one."),
@@ -161,6 +166,9 @@ def _load_command(name: str, target: str) -> Any:
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, which typer leaves with silently."""
+_ESCAPED = "modalloy-escaped"
+_SHOWN = 200
+"""Characters of a file's name."""
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -192,6 +200,7 @@ def _root(
 def run() -> None:
     """Run the command line and leave with its exit code."""
     plain = warnings.showwarning
+    _write_anything()
 
     def show(
         message: Warning | str,
@@ -213,9 +222,41 @@ def run() -> None:
         except ModalloyError as error:
             print_error(str(error))
             sys.exit(1)
+        except BrokenPipeError:
+            raise  # nobody reads what is written, so there is nobody to tell
+        except (OSError, RecursionError) as error:
+            # The last net: whoever knows more about a file says more, and has been here before.
+            print_error(_unforeseen(error))
+            sys.exit(1)
         except SystemExit as end:
             if end.code == INTERRUPTED:
                 print_error(
                     "stopped by the keyboard; no half-written output was left", "interrupted"
                 )
             raise
+
+
+def _write_anything() -> None:
+    """Have a character that the terminal's encoding lacks written as its escape, not refused."""
+    codecs.register_error(_ESCAPED, _escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPED)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    r"""Write characters as JSON does (``\u00e9``), so that ``--json`` stays JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def _unforeseen(error: OSError | RecursionError) -> str:
+    """Return what is said of an error that no command foresaw."""
+    if isinstance(error, RecursionError):
+        return f"what was given is nested too deeply to be read: {error}"
+    if error.strerror is None or error.filename is None:
+        return f"the system refused something: {error}"
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
+    short = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}... ({len(name)} characters)"
+    return f"{short}: {error.strerror}"

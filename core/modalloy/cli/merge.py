@@ -17,7 +17,9 @@ _SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([KMG]B)")
 
 def command(
     recipe: Annotated[Path, typer.Argument(help="YAML file of the recipe.")],
-    out: Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")],
+    out: Annotated[
+        Path, typer.Argument(help="Model directory to write; must not exist, or be empty.")
+    ],
     *,
     device: Annotated[str, typer.Option(help="cpu, or a GPU such as cuda.")] = "cpu",
     workers: Annotated[

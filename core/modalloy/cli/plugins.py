@@ -15,6 +15,7 @@ import typer
 
 from modalloy.cli.output import plugins_apart, print_json, print_line, print_table
 from modalloy.errors import ModalloyWarning, SpecError
+from modalloy.installed import installed_digest
 from modalloy.modality import Encoder, Modality, Target, resolve
 from modalloy.parent import MANIFEST, Parent, ParentManifest, read_manifest, verify_files
 from modalloy.quarantine import BUILTIN, KINDS, PluginReport, Spec
@@ -89,12 +90,13 @@ def _print_requirements(registry: Registry, *, as_json: bool) -> None:
 
 
 def describe(registry: Registry, report: PluginReport) -> dict[str, Any]:
-    """Return a report as plain data, its parents with base and strategy."""
+    """Return a report as plain data, its parents with base and strategy, its files as a digest."""
     data = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in attrs.asdict(report, recurse=False).items()
         if key != "exception"
     }
+    data["sha256"] = installed_digest(report.distribution)
     data["parents"] = [
         {
             "name": parent.name,

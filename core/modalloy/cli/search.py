@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from modalloy.checkpoints.new_directory import write_whole
+from modalloy.checkpoints.safe_files import read_object
 from modalloy.cli.output import hush_transformers, print_json, print_line, print_table
 from modalloy.cli.progress import progress_bar
 from modalloy.composition.coefficients import (
@@ -101,14 +103,8 @@ def write_table(file: Path, record: Mapping[str, Any]) -> None:
     Raises:
         FormatError: It cannot be written.
     """
-    partial = file.with_name(f"{file.name}.partial")
     data = {"format_version": _FORMAT_VERSION, **record}
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise FormatError(f"{file} cannot be written: {error}", path=file) from error
+    write_whole(file, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_table(
@@ -125,7 +121,10 @@ def read_table(
         FormatError: It cannot be read, is another kind of file, or was found for another method.
     """
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_object(file)
+    except (OSError, FormatError) as error:
+        raise _no_table(file, error) from error
+    try:
         if data["format_version"] != _FORMAT_VERSION:
             raise FormatError(
                 f"{file}: format_version {data['format_version']!r} is not known, expected "
@@ -141,14 +140,10 @@ def read_table(
                 path=file,
             )
         found = Coefficients.from_dict(data["coefficients"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         if isinstance(error, FormatError):
             raise
-        detail = error if isinstance(error, ModalloyError | OSError) else repr(error)
-        raise FormatError(
-            f"{file} is no table of coefficients: {detail}; make one with `modalloy search`",
-            path=file,
-        ) from error
+        raise _no_table(file, error) from error
     table = {key: dict(zip(found.groups, row, strict=True)) for key, row in found.table.items()}
     if make_coefficients(table, found.groups, ("presence",)).default != found.default:
         raise FormatError(
@@ -158,6 +153,13 @@ def read_table(
             path=file,
         )
     return table
+
+
+def _no_table(file: Path, error: Exception) -> FormatError:
+    detail = error if isinstance(error, ModalloyError | OSError) else repr(error)
+    return FormatError(
+        f"{file} is no table of coefficients: {detail}; make one with `modalloy search`", path=file
+    )
 
 
 def show_search(record: Mapping[str, Any], *, trials: bool = False) -> None:

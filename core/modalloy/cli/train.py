@@ -12,7 +12,9 @@ from modalloy.cli.progress import progress_bar
 
 def command(
     config: Annotated[Path, typer.Argument(help="Training configuration (YAML).")],
-    output: Annotated[Path, typer.Argument(help="Parent directory to write.")],
+    output: Annotated[
+        Path, typer.Argument(help="Parent directory to write; must not exist, or be empty.")
+    ],
     *,
     data: Annotated[
         Path | None,

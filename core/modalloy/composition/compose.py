@@ -45,9 +45,10 @@ class Composition(NamedTuple):
     processor: ModalloyProcessor
 
 
-def compose(
+def compose(  # noqa: PLR0913 - all but the first are options by name
     base: str | Path = "smollm2",
     *,
+    revision: str | None = None,
     modalities: Iterable[str] | None = None,
     parents: Iterable[str | Path] = (),
     method: str = "damc",
@@ -61,6 +62,7 @@ def compose(
 
     Args:
         base: ``"smollm2"``, a Hugging Face directory, or a Hub id.
+        revision: Commit, tag or branch of the base, for a Hub id.
         modalities: Names of modalities; all that have a parent for this base if left out.
         parents: Parent directories, or names of registered parents, that stand beside the
             installed ones or take the place of those of the same modality.
@@ -88,7 +90,7 @@ def compose(
     registry = registry or Registry.discover()
     kind = registry.merge_method(method)
     options = complete_options(kind, method_options or {})
-    opened = resolve_base(base, progress=progress)
+    opened = resolve_base(base, revision, progress)
     chosen = choose_parents(registry, opened, kind, modalities, parents)
     unused = sorted(registry.modalities.keys() - {one.modality for one in chosen})
     if progress is not None and modalities is None and unused:
@@ -131,6 +133,7 @@ def compose(
 def load(
     directory: str | Path,
     *,
+    revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     registry: Registry | None = None,
 ) -> Composition:
@@ -138,6 +141,7 @@ def load(
 
     Args:
         directory: A model directory or Hub id.
+        revision: Commit, tag or branch, for a Hub id.
         dtype: Of weights and arithmetic; ``"auto"`` takes the saved one.
         registry: Supplies plugins; what is installed if left out.
 
@@ -147,10 +151,12 @@ def load(
     Raises:
         FormatError: The directory is no composition, or its tensors are not those of its
             configuration.
+        MissingComponentError: There is no such directory, repository or revision.
+        SpecError: A revision is given of a directory.
     """
     check_dtype(dtype)
     registry = registry or Registry.discover()
-    model, processor = read_directory(str(directory), dtype, registry)
+    model, processor = read_directory(str(directory), dtype, registry, revision)
     return Composition(model, processor)
 
 

@@ -1,12 +1,12 @@
 """Configuration of a composed model: its base, its modalities, its streams."""
 
 from dataclasses import field
-from typing import Any
+from typing import Any, Self
 
 import attrs
 from transformers import AutoConfig, PreTrainedConfig
 
-from modalloy.base_config import CONFIG_FILE, configuration_errors, is_quantised
+from modalloy.base_config import CONFIG_FILE, configuration_errors, is_quantised, sanitise
 from modalloy.composition.coefficients import Coefficients
 from modalloy.errors import FormatError, SpecError
 from modalloy.modality import MERGED, is_name
@@ -88,6 +88,21 @@ def check_modalities(modalities: object, file: str) -> None:
         structure(entry, ModalityEntry, f"{file}, modality {name!r}")
 
 
+def _check_foreign(data: dict[str, Any]) -> None:
+    """Refuse a configuration by which other weights would be read than those that are checked.
+
+    Raises:
+        FormatError: It is one.
+    """
+    found = sorted(_FOREIGN & data.keys())
+    if found:
+        raise FormatError(
+            f"config.json holds {found[0]!r}, by which something else would be read than what "
+            "is checked; compose anew, or take this model from a source that you trust",
+            path=CONFIG_FILE,
+        )
+
+
 class ModalloyConfig(PreTrainedConfig):
     """Everything that is needed to build the modules of a composition, without its weights.
 
@@ -121,6 +136,24 @@ class ModalloyConfig(PreTrainedConfig):
     base: dict[str, Any] = field(default_factory=dict)
     tie_word_embeddings: bool = False
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Return the configuration that a file holds, without what would choose the code that runs.
+
+        transformers' own classes read a composition's ``config.json`` through here. Attention and
+        experts run as the caller says in ``kwargs``; a file that names them is not followed.
+
+        Args:
+            config_dict: What the file holds; left as it is.
+            kwargs: As for transformers' own; a caller's, so that they are taken as given.
+
+        Raises:
+            FormatError: As for :meth:`__post_init__`.
+        """
+        _check_foreign(config_dict)
+        read: Self = super().from_dict(sanitise(config_dict), **kwargs)
+        return read
+
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the entries, open the base's configuration and adopt its embedding tying.
 
@@ -128,7 +161,13 @@ class ModalloyConfig(PreTrainedConfig):
             FormatError: ``modalities`` or ``text_config`` is malformed, or the weights would be
                 quantised, or not those that were checked.
         """
-        self._check_foreign(kwargs)
+        _check_foreign(kwargs)
+        if is_quantised([kwargs, self.text_config]):
+            raise FormatError(
+                "config.json: the composition is quantised; deltas are added to plain weights, "
+                "compose over the unquantised base",
+                path=CONFIG_FILE,
+            )
         if isinstance(self.text_config, dict):
             data = dict(self.text_config)
             kind = data.pop("model_type", None)
@@ -169,21 +208,6 @@ class ModalloyConfig(PreTrainedConfig):
             # class that holds the configuration whether it can run them.
             kwargs.setdefault("experts_implementation", {"": None})
         super().__post_init__(**kwargs)
-
-    def _check_foreign(self, keys: dict[str, Any]) -> None:
-        found = sorted(_FOREIGN & keys.keys())
-        if found:
-            raise FormatError(
-                f"config.json holds {found[0]!r}, by which something else would be read than what "
-                "is checked; compose anew, or take this model from a source that you trust",
-                path=CONFIG_FILE,
-            )
-        if is_quantised([keys, self.text_config]):
-            raise FormatError(
-                "config.json: the composition is quantised; deltas are added to plain weights, "
-                "compose over the unquantised base",
-                path=CONFIG_FILE,
-            )
 
     def _check_merged(self) -> None:
         if MERGED in self.modalities:

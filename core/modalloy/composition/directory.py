@@ -8,9 +8,16 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    GenerationConfig,
+)
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from modalloy.base import check_revision
 from modalloy.base_config import CONFIG_FILE, configuration_errors, read_config, sanitise
 from modalloy.checkpoints.safe_files import check_file, read_object
 from modalloy.checkpoints.safe_index import safe_index
@@ -25,7 +32,8 @@ __all__ = ["read_directory", "read_provenance"]
 
 # Where transformers was imported before modalloy, see modalloy.auto.
 AutoConfig.register(ModalloyConfig.model_type, ModalloyConfig, exist_ok=True)
-AutoModelForMultimodalLM.register(ModalloyConfig, ModalloyForConditionalGeneration, exist_ok=True)
+for _opens in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    _opens.register(ModalloyConfig, ModalloyForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(ModalloyConfig, ModalloyProcessor, exist_ok=True)
 
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
@@ -33,10 +41,10 @@ _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 
 def read_directory(
-    directory: str, dtype: str | torch.dtype, registry: Registry
+    directory: str, dtype: str | torch.dtype, registry: Registry, revision: str | None = None
 ) -> tuple[ModalloyForConditionalGeneration, ModalloyProcessor]:
     """Open a model directory or Hub repository; see :func:`modalloy.load`."""
-    path = _fetch(directory)
+    path = _fetch(directory, revision)
     safe_index(path)
     config = ModalloyConfig.from_dict(read_config(path))
     _check_installed(config, registry)
@@ -116,8 +124,9 @@ def _read_generation_config(path: Path, config: ModalloyConfig) -> GenerationCon
         ) from error
 
 
-def _fetch(directory: str) -> Path:
+def _fetch(directory: str, revision: str | None) -> Path:
     path = Path(directory)
+    check_revision(revision, directory, fetched=not path.is_dir())
     if not path.is_dir():
         if not _HUB_ID.fullmatch(directory):
             raise MissingComponentError(
@@ -125,13 +134,13 @@ def _fetch(directory: str) -> Path:
                 component=directory,
             )
         try:
-            path = Path(
-                snapshot_download(directory, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
-            )
+            patterns = ["*.json", "*.safetensors", "*.jinja"]
+            path = Path(snapshot_download(directory, revision=revision, allow_patterns=patterns))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            at = "" if revision is None else f" at revision {revision!r}"
             raise MissingComponentError(
-                f"{directory!r} is neither a directory nor a Hub repository that can be fetched "
-                f"({error})",
+                f"{directory!r} is neither a directory nor a Hub repository that can be fetched"
+                f"{at} ({error})",
                 component=directory,
             ) from error
     check_file(path, CONFIG_FILE)

@@ -63,7 +63,7 @@ class EncoderStore:
             InputError: The inputs are not those that the encoder takes.
             FormatError: Its features are not of the shape that was declared.
         """
-        module = self._opened(modality).to(device)
+        module = self.opened(modality).to(device)
         try:
             inspect.signature(module.forward).bind(**inputs)
         except TypeError as error:
@@ -101,14 +101,20 @@ class EncoderStore:
         """
         if modality not in self._digests:
             found = sha256()
-            for name, tensor in sorted(self._opened(modality).state_dict().items()):
+            for name, tensor in sorted(self.opened(modality).state_dict().items()):
                 found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 found.update(raw.numpy())
             self._digests[modality] = found.hexdigest()
         return self._digests[modality]
 
-    def _opened(self, modality: str) -> nn.Module:
+    def opened(self, modality: str) -> nn.Module:
+        """Return the encoder of a modality, frozen, opened when first asked for.
+
+        Raises:
+            FormatError: The file does not hold its weights.
+            MissingComponentError: The encoder's plugin is not installed.
+        """
         if modality not in self._open:
             self._open[modality] = self._build(modality)
         return self._open[modality]

@@ -9,6 +9,8 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers.utils.hub import cached_file
 
+from modalloy.cards import cell, code, front
+from modalloy.checkpoints.new_directory import new_file, write_whole
 from modalloy.checkpoints.safe_files import check_files
 from modalloy.checkpoints.safe_index import check_inside, safe_index
 from modalloy.composition.compatibility import check_plugins
@@ -62,10 +64,11 @@ def write_extras(
                     path=source,
                 )
             target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, target)
+            with new_file(target) as partial:
+                shutil.copyfile(source, partial)
     text = json.dumps(model.provenance, indent=2) + "\n"
-    (directory / PROVENANCE_FILE).write_text(text, encoding="utf-8")
-    (directory / CARD_FILE).write_text(model_card(model, tags), encoding="utf-8")
+    write_whole(directory / PROVENANCE_FILE, text)
+    write_whole(directory / CARD_FILE, model_card(model, tags))
 
 
 def read_extras(
@@ -163,25 +166,21 @@ def model_card(model: ModalloyForConditionalGeneration, tags: Iterable[str] = ()
         tags: Beside its own.
     """
     own = ["merge", "modalloy"]
-    shown = json.dumps([*own, *(tag for tag in dict.fromkeys(tags) if tag not in own)])
+    shown = [*own, *(tag for tag in dict.fromkeys(tags) if tag not in own)]
     record = model.provenance
     parents = record.get("parents", [])
     base = record.get("base", {}).get("id", "unknown")
     rows = "\n".join(
-        f"| {p['modality']} | {p['name']} | {p['strategy']} | {p['licence']} "
-        f"| {p['plugin']['distribution']} {p['plugin']['version']} |"
+        f"| {cell(p['modality'])} | {cell(p['name'])} | {cell(p['strategy'])} "
+        f"| {cell(p['licence'])} "
+        f"| {cell(p['plugin']['distribution'])} {cell(p['plugin']['version'])} |"
         for p in parents
     )
-    return f"""---
-library_name: transformers
-pipeline_tag: any-to-any
-base_model_relation: merge
-tags: {shown}
----
-# {base} with {", ".join(p["modality"] for p in parents)}
+    return f"""{front("transformers", [base], pipeline="any-to-any", tags=shown)}
+# {cell(base)} with {", ".join(cell(p["modality"]) for p in parents)}
 
-Composed by modalloy {record.get("modalloy", "")} with method `{model.config.method}` from
-`{base}` and the parents below; none of them was trained together with another.
+Composed by modalloy {cell(record.get("modalloy", ""))} with method {code(model.config.method)} from
+{code(base)} and the parents below; none of them was trained together with another.
 
 | modality | parent | strategy | licence | plugin |
 |---|---|---|---|---|

@@ -6,7 +6,6 @@ for whatever composition asks about the same inputs.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from modalloy.checkpoints.new_directory import new_file
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
 from modalloy.errors import FormatError, InputError
@@ -126,14 +126,12 @@ class FeatureStore:
                 continue
             digest = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()
             file = self.directory / folder / f"{digest[:16]}.safetensors"
-            # Another process may be writing the same features.
-            partial = file.with_suffix(f".{os.getpid()}.partial")
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                save_file(tensors, partial)
-                partial.replace(file)
-            except (OSError, SafetensorError) as error:
+            except OSError as error:
                 raise FormatError(f"{file} cannot be written: {error}", path=file) from error
+            with new_file(file) as partial:  # another process may be writing the same features
+                save_file(tensors, partial)
             self._shards[folder] |= dict.fromkeys(tensors, file)
         self._pending.clear()
 

@@ -1,6 +1,6 @@
 """Prompts given as text: marks such as ``<image>``, and the inputs that they stand for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ def queue_inputs(inputs: Mapping[str, Any], by_type: Mapping[str, str]) -> dict[
 
 
 def _as_list(values: Any) -> list[Any]:
-    """Return a list of inputs; a single file needs no list around it."""
-    return [values] if isinstance(values, str | bytes | Path) else list(values)
+    """Return a list of inputs; a single file, or what is no row of things, needs none around it."""
+    single = isinstance(values, str | bytes | Path) or not isinstance(values, Iterable)
+    return [values] if single else list(values)
 
 
 def as_source(value: Any) -> Any:

@@ -29,6 +29,7 @@ from modalloy.composition.encoders import EncoderStore
 from modalloy.composition.folding import Folding
 from modalloy.composition.layers import insert_streams, separate_head
 from modalloy.composition.loss import labelled_columns, labelled_loss
+from modalloy.composition.names import FamiliarNames
 from modalloy.composition.offloading import PlacedModel
 from modalloy.composition.storage import StoredModel, opening_registry
 from modalloy.composition.streams import route
@@ -38,7 +39,7 @@ from modalloy.registry import Registry
 
 
 class ModalloyForConditionalGeneration(  # type: ignore[misc, override]  # mixins come first
-    StoredModel, PlacedModel, MediaEmbedding, PreTrainedModel, GenerationMixin
+    StoredModel, PlacedModel, FamiliarNames, MediaEmbedding, PreTrainedModel, GenerationMixin
 ):
     """Base, connectors and streams of a composition.
 

@@ -11,6 +11,7 @@ from modalloy.checkpoints.safe_index import safe_index
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.selection import Chosen
 from modalloy.deltas.lowrank import LowRankDelta
+from modalloy.installed import installed_digest
 from modalloy.merging.merged import Merged
 from modalloy.parent import ENCODER_FILE
 from modalloy.registry import Registry
@@ -50,7 +51,11 @@ def provenance(
                 "modality": one.modality,
                 "strategy": manifest.strategy,
                 "licence": manifest.licence,
-                "plugin": {"distribution": owner.distribution, "version": owner.version},
+                "plugin": {
+                    "distribution": owner.distribution,
+                    "version": owner.version,
+                    "sha256": installed_digest(owner.distribution),
+                },
                 "requires": manifest.requires,
                 "base": attrs.asdict(manifest.base),
                 "files": manifest.files,

@@ -36,6 +36,7 @@ class _Coefficients:
 class _Plugin:
     distribution: str | None
     version: str | None
+    sha256: str | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from modalloy.checkpoints.safe_files import read_object
 from modalloy.checkpoints.safe_index import check_inside
 from modalloy.errors import DeltaError, FormatError
 
@@ -135,10 +136,10 @@ def read_adapter(directory: Path) -> LowRankDelta:
         FormatError: A file is missing or malformed, or A and B do not belong together.
         DeltaError: The adapter is not a plain LoRA.
     """
-    config = _read_config(directory)
     path = directory / WEIGHTS_FILE
     for name, suffix in ((WEIGHTS_FILE, ".safetensors"), (CONFIG_FILE, ".json")):
         check_inside(directory, name, directory, suffix=suffix)
+    config = _read_config(directory)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -205,10 +206,10 @@ def write_adapter(directory: Path, delta: LowRankDelta, *, base_id: str) -> None
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read as JSON: {error}", path=path) from error
-    kind = config.get("peft_type") if isinstance(config, dict) else None
+        config = read_object(path)
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error}", path=path) from error
+    kind = config.get("peft_type")
     if kind != "LORA":
         raise DeltaError(f"{path}: peft_type is {kind!r}; only 'LORA' adapters are low-rank deltas")
     for key, reason in _REFUSED.items():

@@ -27,6 +27,7 @@ VALIDATION = "val-*.jsonl"
 def compose(  # noqa: PLR0913 - all but the first are options by name
     base: str | Path = "smollm2",
     *,
+    revision: str | None = None,
     modalities: Iterable[str] | None = None,
     parents: Iterable[str | Path] = (),
     method: str = "damc",
@@ -42,6 +43,7 @@ def compose(  # noqa: PLR0913 - all but the first are options by name
 
     Args:
         base: ``"smollm2"``, a Hugging Face directory, or a Hub id.
+        revision: Commit, tag or branch of the base, for a Hub id.
         modalities: Names of modalities; all that have a parent for this base if left out.
         parents: Parent directories, or names of registered parents, that stand beside the
             installed ones or take the place of those of the same modality.
@@ -96,6 +98,7 @@ def compose(  # noqa: PLR0913 - all but the first are options by name
             questions = validation
     composed = compose_fixed(
         base,
+        revision=revision,
         modalities=modalities,
         parents=parents,
         method=method,

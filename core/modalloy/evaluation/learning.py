@@ -9,7 +9,6 @@ to be as likely as it can be among the options. No weight is trained.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from modalloy.checkpoints.new_directory import new_file
 from modalloy.composition.coefficients import Value
 from modalloy.composition.features import FeatureStore
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
@@ -201,10 +201,9 @@ def _resumed(file: Path, mark: str, state: _State) -> _State:
 
 def _save(file: Path, mark: str, state: _State) -> None:
     tensors = {name: getattr(state, name).contiguous() for name in ("values", "first", "second")}
-    partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"mark": mark, "step": str(state.step)})
-        partial.replace(file)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise FormatError(f"{file} cannot be written: {error}", path=file) from error
+    with new_file(file) as partial:
+        save_file(tensors, partial, metadata={"mark": mark, "step": str(state.step)})

@@ -1,12 +1,12 @@
 """Questions: what is asked, which answer is right, and what the question is about."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from modalloy.checkpoints.safe_files import parse_json
 from modalloy.errors import FormatError, UnsafePathError
 from modalloy.structured import structure
 
@@ -57,10 +57,7 @@ def read_questions(file: Path) -> list[Question]:
     # Not splitlines: it also splits at separators that JSON allows inside strings.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         where = f"{file}, line {number}"
-        try:
-            question = structure(json.loads(line), Question, where)
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{where} is not valid JSON: {error}", path=file) from error
+        question = structure(parse_json(line, where, file), Question, where)
         _check_answer(question, where, file)
         messages = [_absolute(message, file, where) for message in question.messages]
         questions.append(attrs.evolve(question, messages=messages))

@@ -44,6 +44,7 @@ def parents_alone(
     registry: Registry,
     *,
     base: str | Path | None = None,
+    revision: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return, by content type, the arguments of ``compose`` for the parent of it alone.
 
@@ -53,6 +54,7 @@ def parents_alone(
         registry: Supplies the installed ones.
         base: Where the base is, as ``compose`` takes it; by the name that the composition knows
             it under if left out.
+        revision: Commit, tag or branch of the base, for a Hub id.
 
     Raises:
         MissingComponentError: A parent is not at hand; the message names it.
@@ -71,6 +73,7 @@ def parents_alone(
         kind = composition.processor.modalities[record["modality"]]["content_type"]
         alone[kind] = {
             "base": composition.model.config.base["id"] if base is None else base,
+            "revision": revision,
             "modalities": [record["modality"]],
             "parents": [source],
             # Of one parent, DAMC with coefficient 1 is that parent.

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -114,13 +115,7 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
         learned_from = None
         if strategy == "gradient":
             by_set, taught = divide({present: by_set[present] for present in chosen})
-            learned_from = {
-                "steps": trials,
-                "n": sum(map(len, taught.values())),
-                "questions": _digest(
-                    [q for some in taught.values() for q in some], store, model, processor
-                ),
-            }
+            learned_from = _taught(taught, trials, store, model, processor)
             learned = learn_coefficients(
                 model,
                 processor,
@@ -151,16 +146,10 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
     finally:
         model.coefficients = own
         store.flush()
-    rows = {
-        frozenset(one.present): tuple(one.chosen[name] for name in start.groups)
-        for one in found
-        if one.replaced
-    }
-    table = attrs.evolve(start, table={**start.table, **rows}, rule="custom") if rows else start
     return SearchResult(
         method=model.config.method,
         method_options=model.config.method_options,
-        coefficients=table,
+        coefficients=_with_rows(start, found),
         strategy=strategy,
         metric=None if strategy == "stability" else metric,
         seed=seed,
@@ -170,6 +159,29 @@ def search_coefficients(  # noqa: PLR0913 - all but three are options by name
         seconds=time.perf_counter() - started,
         reused=reused,
     )
+
+
+def _taught(
+    taught: Mapping[frozenset[str], Sequence[Question]],
+    steps: int,
+    store: FeatureStore,
+    model: ModalloyForConditionalGeneration,
+    processor: ModalloyProcessor,
+) -> dict[str, Any]:
+    """Return what a result says of the questions that coefficients were learned from."""
+    questions = [question for some in taught.values() for question in some]
+    digest = _digest(questions, store, model, processor)
+    return {"steps": steps, "n": len(questions), "questions": digest}
+
+
+def _with_rows(start: Coefficients, found: Iterable[SubsetSearch]) -> Coefficients:
+    """Return a table with the rows that a search replaced."""
+    rows = {
+        frozenset(one.present): tuple(one.chosen[name] for name in start.groups)
+        for one in found
+        if one.replaced
+    }
+    return attrs.evolve(start, table={**start.table, **rows}, rule="custom") if rows else start
 
 
 def _search(ground: Ground, strategy: str, trials: int, seed: int, learned: Row) -> SubsetSearch:

@@ -9,11 +9,13 @@ import attrs
 
 from modalloy.base import Base, resolve_base
 from modalloy.base_config import CONFIG_FILE, read_config
+from modalloy.checkpoints.new_directory import check_free
+from modalloy.checkpoints.safe_files import check_file
 from modalloy.deltas.compress import Compression
 from modalloy.errors import FormatError, SpecError
 from modalloy.interop.modelcompose_settings import is_modelcompose
 from modalloy.interop.towers import Sizes
-from modalloy.interop.writing import Converted, check_apart, check_free
+from modalloy.interop.writing import Converted, check_apart
 from modalloy.parent import MANIFEST
 from modalloy.registry import Registry
 
@@ -201,7 +203,8 @@ def detect(source: Path) -> str:
     """Return the kind of a source, a key of :data:`CONVERTERS`.
 
     Raises:
-        FormatError: It is no directory, or holds neither configuration.
+        FormatError: It is no directory, or holds neither configuration, or one that is no file.
+        UnsafePathError: A configuration is a link that leads elsewhere.
     """
     if not source.is_dir():
         raise FormatError(
@@ -209,6 +212,8 @@ def detect(source: Path) -> str:
             "`hf download` makes",
             path=source,
         )
+    for name in (MANIFEST, ADAPTER_CONFIG, CONFIG_FILE):
+        check_file(source, name)
     if (source / MANIFEST).is_file():
         return "parent"
     if (source / ADAPTER_CONFIG).is_file():

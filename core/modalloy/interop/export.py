@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import modalloy
+from modalloy.checkpoints.new_directory import check_free, new_directory
 from modalloy.composition.coefficients import Coefficients, Spec, Value
 from modalloy.composition.compose import Composition, load
 from modalloy.composition.streams import Routing
@@ -19,7 +20,7 @@ from modalloy.interop.export_accounting import account
 from modalloy.interop.export_adapters import modality_delta, text_delta, write_connector
 from modalloy.interop.export_cards import adapters_card, plain_card
 from modalloy.interop.export_plain import fold_model, strip_tokenizer, text_routing
-from modalloy.interop.writing import check_apart, check_free, new_directory
+from modalloy.interop.writing import check_apart
 from modalloy.registry import Registry
 
 FORMATS = ("transformers", "peft")

@@ -1,23 +1,17 @@
 """What an exported composition says of itself."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from modalloy.cards import cell, code, front
 from modalloy.composition.coefficients import show_value
-
-
-def _front(record: Mapping[str, Any], library: str) -> str:
-    base = record["base"]["id"]
-    lines = [f"library_name: {library}", "pipeline_tag: text-generation"]
-    if "/" in base:
-        lines += [f"base_model: {json.dumps(base)}", "base_model_relation: merge"]
-    return "\n".join(["---", *lines, 'tags: ["merge", "modalloy"]', "---"])
 
 
 def _parents(record: Mapping[str, Any]) -> str:
     rows = "\n".join(
-        f"| {p['modality']} | {p['name']} | {p['strategy']} | {p['licence']} |"
+        "| "
+        + " | ".join(cell(p[key]) for key in ("modality", "name", "strategy", "licence"))
+        + " |"
         for p in record["parents"]
     )
     return f"| modality | parent | strategy | licence |\n|---|---|---|---|\n{rows}"
@@ -25,30 +19,30 @@ def _parents(record: Mapping[str, Any]) -> str:
 
 def _coefficients(record: Mapping[str, Any]) -> str:
     values = record["coefficients"]
-    return ", ".join(f"{name} {show_value(value)}" for name, value in values.items())
+    return ", ".join(f"{cell(name)} {show_value(value)}" for name, value in values.items())
 
 
 def plain_card(record: Mapping[str, Any]) -> str:
     """Return the model card of an exported language model."""
     base, method = record["base"]["id"], record["method"]
+    names = ", ".join(map(cell, record["modalities"]))
     if record["exact"]:
         what = (
             "Every token of that composition runs on these weights,\nso on text this model gives "
-            f"its answers. Inputs of other kinds ({', '.join(record['modalities'])}) need\nthe "
-            "composition itself."
+            f"its answers. Inputs of other kinds ({names}) need\nthe composition itself."
         )
     else:
         what = (
             "\n**This is the composition's text stream alone.**\nIn the composition, tokens of "
-            f"each kind of input ({', '.join(record['modalities'])}) run on\nweights of their "
-            "own, and how much of each parent the text tokens get may depend on what is in\nthe "
-            "prompt. Here every token runs on one set of weights, at the coefficients below."
+            f"each kind of input ({names}) run on\nweights of their own, and how much of each "
+            "parent the text tokens get may depend on what is in\nthe prompt. Here every token "
+            "runs on one set of weights, at the coefficients below."
         )
-    return f"""{_front(record, "transformers")}
-# {base}, merged by {method}
+    return f"""{front("transformers", [base], pipeline="text-generation")}
+# {cell(base)}, merged by {cell(method)}
 
-A plain language model, exported by modalloy {record["modalloy"]} from a composition over `{base}`
-by method `{method}` of the parents below. {what}
+A plain language model, exported by modalloy {record["modalloy"]} from a composition over
+{code(base)} by method {code(method)} of the parents below. {what}
 
 Coefficients of the text deltas: {_coefficients(record)}.
 
@@ -68,19 +62,19 @@ tokenizer = AutoTokenizer.from_pretrained("this directory")
 def adapters_card(record: Mapping[str, Any]) -> str:
     """Return the description of exported adapters."""
     base = record["base"]
-    mark = base["fingerprint"]
+    known = base["fingerprint"]
+    mark = f"{known['structure'][:12]}/{known['content'][:12]}"
     adapters = record["adapters"]
     first = (
         f'model = PeftModel.from_pretrained(base, "{adapters[0]}", adapter_name="{adapters[0]}")'
     )
     more = "\n".join(f'model.load_adapter("{a}", adapter_name="{a}")' for a in adapters[1:])
     rows = "\n".join(f"| `{name}/` | {what} |" for name, what in record["contents"].items())
-    return f"""{_front(record, "peft")}
-# Adapters over {base["id"]}, of a composition by {record["method"]}
+    return f"""{front("peft", [base["id"]], pipeline="text-generation")}
+# Adapters over {cell(base["id"])}, of a composition by {cell(record["method"])}
 
-Exported by modalloy {record["modalloy"]}. The base is `{base["id"]}`, a {mark["architecture"]} of
-fingerprint `{mark["structure"][:12]}/{mark["content"][:12]}`; over any other the adapters mean
-nothing.
+Exported by modalloy {record["modalloy"]}. The base is {code(base["id"])}, a
+{cell(known["architecture"])} of fingerprint {code(mark)}; over any other the adapters mean nothing.
 
 | folder | holds |
 |---|---|

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from modalloy.checkpoints.safe_files import read_object
 from modalloy.composition.coefficients import Coefficients, Value
 from modalloy.composition.folding import fold_text
 from modalloy.composition.layers import StreamLinear
@@ -140,7 +141,7 @@ def strip_tokenizer(directory: Path, placeholders: Collection[str]) -> list[str]
             "it with the tokenizers library first",
             path=path,
         )
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_object(path)
     dropped = []
     added = sorted(data["added_tokens"], key=lambda token: token["id"])
     while added and added[-1]["content"] in placeholders:
@@ -148,7 +149,7 @@ def strip_tokenizer(directory: Path, placeholders: Collection[str]) -> list[str]
     data["added_tokens"] = added
     path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     config = directory / "tokenizer_config.json"
-    settings = _stripped(json.loads(config.read_text(encoding="utf-8")), dropped)
+    settings = _stripped(read_object(config), dropped)
     config.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return sorted(dropped)
 

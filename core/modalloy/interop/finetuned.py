@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from modalloy.base import Base
 from modalloy.base_config import CONFIG_FILE, read_config
+from modalloy.checkpoints.new_directory import new_directory
 from modalloy.checkpoints.reader import CheckpointReader
 from modalloy.deltas.compress import Compression
 from modalloy.deltas.lowrank import LowRankDelta
@@ -28,7 +29,6 @@ from modalloy.interop.writing import (
     Converted,
     ParentParts,
     WrittenParent,
-    new_directory,
     training_record,
     write_parent,
 )

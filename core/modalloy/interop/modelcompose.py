@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from modalloy.base import Base
+from modalloy.checkpoints.new_directory import check_free, new_directory
 from modalloy.composition.coefficients import make_coefficients
 from modalloy.errors import SpecError, UnknownNameError
 from modalloy.interop.accounting import Accounting, Row
@@ -61,8 +62,6 @@ from modalloy.interop.writing import (
     Converted,
     ParentParts,
     WrittenParent,
-    check_free,
-    new_directory,
     training_record,
     write_parent,
 )

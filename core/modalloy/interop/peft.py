@@ -4,7 +4,6 @@ An adapter changes a language model and has neither encoder nor connector; an ex
 supplies those. It acts on every token, so what comes of it is a naive parent.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from modalloy.base import Base, check_fingerprint
+from modalloy.checkpoints.new_directory import check_free, new_directory
+from modalloy.checkpoints.safe_files import read_object
 from modalloy.checkpoints.safe_index import check_inside
 from modalloy.deltas.lowrank import CONFIG_FILE
 from modalloy.errors import FormatError, SpecError
@@ -24,8 +25,6 @@ from modalloy.interop.writing import (
     Converted,
     ParentParts,
     WrittenParent,
-    check_free,
-    new_directory,
     training_record,
     write_parent,
 )
@@ -121,12 +120,9 @@ def _read_config(source: Path) -> dict[str, Any]:
     path = source / CONFIG_FILE
     check_inside(source, CONFIG_FILE, source, suffix=".json")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read as JSON: {error}", path=path) from error
-    if not isinstance(config, dict):
-        raise FormatError(f"{path}: expected a JSON object", path=path)
-    return config
+        return read_object(path)
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error}", path=path) from error
 
 
 def _open_components(directory: Path, base: Base) -> Components:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from modalloy.checkpoints.reader import CheckpointReader
+from modalloy.checkpoints.safe_files import check_file
 from modalloy.checkpoints.safe_index import SUFFIX, check_inside, read_header, read_weight_map
 from modalloy.errors import FormatError, MissingComponentError
 from modalloy.interop.unpickling import REFUSED
@@ -118,11 +119,13 @@ def open_weights(
         ``directory``, or a temporary one with what the pickle held.
 
     Raises:
-        FormatError: There is no such file, or it is a pickle that may not or cannot be read.
+        FormatError: There is no such file, or it is a pickle that may not or cannot be read, or
+            neither file nor directory.
         UnsafePathError: It is a link that leads elsewhere.
     """
     for name in (f"{stem}{SUFFIX}", f"{stem}{SUFFIX}.index.json"):
-        if (directory / name).exists():
+        check_file(directory, name)
+        if (directory / name).is_file():
             yield directory
             return
     files = _pickles(directory, stem)
@@ -158,16 +161,19 @@ def _pickles(directory: Path, stem: str) -> list[Path]:
         UnsafePathError: A name leads outside.
     """
     single, index = (directory / f"{stem}{PICKLE_SUFFIX}{end}" for end in ("", ".index.json"))
-    if single.exists():
-        return [check_inside(directory, single.name, directory, suffix=PICKLE_SUFFIX)]
-    if not index.exists():
+    for file in (single, index):
+        check_file(directory, file.name)
+    if single.is_file():
+        return [single]
+    if not index.is_file():
         raise FormatError(
             f"{directory} holds neither {stem}{SUFFIX} nor {single.name}; fetch it again",
             path=directory,
         )
-    check_inside(directory, index.name, directory, suffix=".json")
     names = sorted(set(read_weight_map(index).values()))
     files = [check_inside(directory, name, index, suffix=PICKLE_SUFFIX) for name in names]
+    for name in names:
+        check_file(directory, name)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise FormatError(

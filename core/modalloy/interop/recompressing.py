@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from modalloy.base import Base, check_fingerprint
+from modalloy.checkpoints.new_directory import new_directory
 from modalloy.checkpoints.reader import CheckpointReader
 from modalloy.deltas.compress import Compression
 from modalloy.deltas.lowrank import LowRankDelta, read_adapter, write_adapter
@@ -16,7 +17,7 @@ from modalloy.errors import DeltaError, SpecError
 from modalloy.interop.accounting import MODALITY_DELTA, TEXT_DELTA, Row
 from modalloy.interop.compressing import CompressedLanguage, compress_changed
 from modalloy.interop.language import Language, Tuned, write_weights
-from modalloy.interop.writing import Converted, WrittenParent, new_directory
+from modalloy.interop.writing import Converted, WrittenParent
 from modalloy.parent import (
     MODALITY_ADAPTER,
     MODALITY_WEIGHTS,

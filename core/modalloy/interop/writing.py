@@ -1,15 +1,12 @@
 """Writing parent directories, whole or not at all."""
 
-import contextlib
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from modalloy.deltas.lowrank import LowRankDelta, write_adapter
@@ -90,53 +87,6 @@ class Converted:
     matrices: tuple[MatrixRecord, ...] = ()
 
 
-@contextlib.contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """Yield a directory beside ``out`` that takes its place when the block ends well.
-
-    Args:
-        out: Must not exist, or be an empty directory.
-
-    Raises:
-        FormatError: ``out`` is there, or cannot be written; nothing is left behind.
-    """
-    check_free(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    made = [folder for folder in out.parents if not folder.exists()]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        try:
-            yield partial
-            for file in partial.rglob("*.safetensors"):
-                file.chmod(0o644)  # safetensors writes for its owner alone
-            if out.is_dir():
-                out.rmdir()
-            partial.rename(out)
-            made = []
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            for folder in made:
-                with contextlib.suppress(OSError):  # somebody else uses it by now
-                    folder.rmdir()
-    except (OSError, SafetensorError) as error:
-        raise FormatError(f"{out} cannot be written: {error}", path=out) from error
-
-
-def check_free(out: Path) -> None:
-    """Check that a directory can be written at ``out``.
-
-    Raises:
-        FormatError: Something is there that is no empty directory.
-    """
-    if not os.path.lexists(out):
-        return
-    if out.is_symlink() or not out.is_dir() or any(out.iterdir()):
-        raise FormatError(
-            f"{out} exists and is no empty directory; choose another place or remove it", path=out
-        )
-
-
 def check_apart(out: Path, *inputs: Path | None) -> None:
     """Check that nothing is written into what is read.
 
@@ -154,7 +104,8 @@ def write_parent(directory: Path, parts: ParentParts) -> ParentManifest:
     """Write the files of a parent, its manifest last.
 
     Args:
-        directory: Created where missing; one of :func:`new_directory`, or inside it.
+        directory: Created where missing; one of
+            :func:`~modalloy.checkpoints.new_directory.new_directory`, or inside it.
         parts: What to write; tensors keep their dtype.
 
     Returns:

@@ -14,6 +14,7 @@ import attrs
 
 import modalloy
 from modalloy.checkpoints.mapped import MappedTensor
+from modalloy.checkpoints.new_directory import check_free
 from modalloy.checkpoints.writer import Shard, ShardWriter, plan_shards, write_index
 from modalloy.errors import DeltaError, FormatError, SpecError
 from modalloy.merging.journal import NAME as JOURNAL
@@ -78,7 +79,7 @@ def merge(  # noqa: PLR0913 - keyword-only options
 
     Args:
         recipe: A :class:`~modalloy.merging.recipe.Recipe`, plain data, or a YAML file of one.
-        out: Directory to write; must not exist. It appears when it is whole.
+        out: Directory to write; must not exist, or be empty. It appears when it is whole.
         device: ``"cpu"``, or a torch device that takes tensors whole, such as ``"cuda"``.
         workers: Threads; as many as there are cores by default.
         resume: Go on with a merge into ``out`` that was stopped.
@@ -94,8 +95,7 @@ def merge(  # noqa: PLR0913 - keyword-only options
     """
     begin = time.perf_counter()
     out = Path(out)
-    if os.path.lexists(out):
-        raise FormatError(f"{out} exists; choose another place or remove it", path=out)
+    check_free(out)
     if shard_size <= 0 or (workers is not None and workers <= 0):
         raise SpecError("shard_size and workers must be positive")
     if device != CPU:
@@ -135,6 +135,8 @@ def merge(  # noqa: PLR0913 - keyword-only options
             write_index(place, shards, layouts)
             write_files(place, sources, recipe, record)
             # Renamed with its journal: without one, what is there could be taken for nothing.
+            if out.is_dir():
+                out.rmdir()
             place.rename(out)
             (out / JOURNAL).unlink()
     except OSError as error:

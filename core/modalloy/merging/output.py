@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import yaml
 
 import modalloy
+from modalloy.cards import block, code, front
+from modalloy.checkpoints.safe_files import read_object
 from modalloy.checkpoints.safe_index import check_inside
 from modalloy.errors import FormatError
 from modalloy.merging.recipe import DTYPES, Recipe
@@ -32,7 +33,6 @@ _COPIED = (
     "vocab.txt",
 )
 """The donor's files that make a model usable, where it has them."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
@@ -83,10 +83,9 @@ def check_copied(donor: Source) -> None:
 def is_merge(directory: Path) -> bool:
     """Whether a directory holds a merged model, with its record."""
     try:
-        found = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_object(directory / RECORD).get("kind") == KIND
+    except (OSError, FormatError):
         return False  # whoever reads it says what is wrong
-    return isinstance(found, dict) and found.get("kind") == KIND
 
 
 def read_record(directory: Path) -> dict[str, Any]:
@@ -146,23 +145,18 @@ def _describe(source: Source) -> dict[str, Any]:
 
 def _card(recipe: Recipe, sources: Sources) -> str:
     references = [sources.donor.reference, *(source.reference for source in sources.models)]
-    hub = sorted({one for one in references if _HUB_ID.fullmatch(one) and not Path(one).exists()})
-    listed = f"base_model: {json.dumps(hub)}\nbase_model_relation: merge\n" if hub else ""
-    models = "\n".join(f"- `{source.label}` ({source.kind})" for source in sources.models)
-    over = f" over `{sources.base.reference}`" if sources.base else ""
+    elsewhere = [one for one in references if not Path(one).exists()]
+    models = "\n".join(f"- {code(source.label)} ({source.kind})" for source in sources.models)
+    over = f" over {code(sources.base.reference)}" if sources.base else ""
     text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-    return f"""---
-library_name: transformers
-tags: [merge, modalloy]
-{listed}---
+    return f"""{front("transformers", elsewhere)}
 # Merged language model
 
-Merged by modalloy {modalloy.__version__} with `{recipe.merge_method}`{over}:
+Merged by modalloy {modalloy.__version__} with {code(recipe.merge_method)}{over}:
 
 {models}
 
-```yaml
-{text}```
+{block(text, "yaml")}
 
 `{RECORD}` says what became of every tensor. The licences of all models above apply.
 """

@@ -1,6 +1,5 @@
 """The models of a recipe, opened: directories of weights, adapters, and parents."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 from modalloy.base_config import CONFIG_FILE as MODEL_CONFIG
 from modalloy.base_config import read_config
 from modalloy.checkpoints.mapped import MappedFiles, MappedTensor
+from modalloy.checkpoints.safe_files import read_object
 from modalloy.checkpoints.safe_index import TensorEntry, scan
 from modalloy.errors import (
     DeltaError,
@@ -298,11 +298,8 @@ def read_json(path: Path) -> dict[str, Any]:
         FormatError: It is no JSON object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read as JSON: {error}", path=path) from error
-    if not isinstance(data, dict):
-        raise FormatError(f"{path} is no JSON object", path=path)
-    return data
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error}", path=path) from error

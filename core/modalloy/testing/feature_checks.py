@@ -105,7 +105,7 @@ class _Run:
         inputs = {key: torch.stack([item[key] for item in items]) for key in items[0]}
         before = content(inputs)
         raw: list[Any] = []
-        module = self.store._opened(self.name)  # noqa: SLF001 - the encoder as the host has it
+        module = self.store.opened(self.name)
         handle = module.register_forward_hook(lambda *arguments: raw.append(arguments[-1]))
         try:
             found = self.conduct.watch(
@@ -131,7 +131,7 @@ class _Run:
 
     def frozen(self) -> str:
         """Check that the encoder is as frozen as the host asks, and repeats itself."""
-        module = self.store._opened(self.name)  # noqa: SLF001 - as above
+        module = self.store.opened(self.name)
         training = [name or "itself" for name, part in module.named_modules() if part.training]
         expect(not training, f"parts are in training mode: {', '.join(training[:3])}")
         tuned = [name for name, value in module.named_parameters() if value.requires_grad]
@@ -151,7 +151,7 @@ class _Run:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEEDS[1])
-            other._opened(self.name)  # noqa: SLF001 - as above
+            other.opened(self.name)
             seeded = torch_state() == state
         expect(
             not seeded,

@@ -14,6 +14,7 @@ from modalloy.parent import STRATEGIES, ComponentConfig
 from modalloy.structured import structure
 
 LLAMA_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_MOST_BYTES = 2**20
 
 
 def _positive(_: Any, attribute: "attrs.Attribute[Any]", value: float | None) -> None:
@@ -32,7 +33,7 @@ def _plain(_: Any, attribute: "attrs.Attribute[Any]", value: ComponentConfig) ->
     """Check that a component's configuration can stand in ``parent.json``."""
     try:
         json.dumps(value.config, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(
             f"{attribute.name}.config must hold what JSON can hold, such as text, numbers and "
             f"lists: {error}",
@@ -185,9 +186,18 @@ def read_config(path: Path) -> TrainConfig:
         FormatError: The file is missing, is not YAML, or a key is unknown, missing or wrong.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+    except OSError as error:
         raise FormatError(f"{path} cannot be read: {error}", path=path) from error
-    except yaml.YAMLError as error:
+    if len(raw) > _MOST_BYTES:
+        raise FormatError(
+            f"{path} has more than {_MOST_BYTES} bytes; is it a training configuration?", path=path
+        )
+    try:
+        data = yaml.safe_load(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} cannot be read: {error}", path=path) from error
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         raise FormatError(f"{path} is not valid YAML: {error}", path=path) from error
     return structure(data, TrainConfig, path)

@@ -1,6 +1,5 @@
 """Chat data: JSONL with content parts, laid out as token ids with labels on the answers."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from modalloy.checkpoints.safe_files import parse_json
 from modalloy.composition.content import flatten_message
 from modalloy.composition.features import FeatureCache
 from modalloy.composition.loss import IGNORED
@@ -121,12 +121,7 @@ def _read_lines(file: Path) -> list[tuple[int, Any]]:
     # Not splitlines: it also splits at separators that JSON allows inside strings.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                records.append((number, json.loads(line)))
-            except ValueError as error:
-                raise FormatError(
-                    f"{file}, line {number} is not valid JSON: {error}", path=file
-                ) from error
+            records.append((number, parse_json(line, f"{file}, line {number}", file)))
     if not records:
         raise FormatError(f"{file} holds no chats", path=file)
     return records

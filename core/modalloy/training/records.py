@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from modalloy.checkpoints.new_directory import write_whole
 from modalloy.errors import FormatError, ModalloyError
 from modalloy.parent import Fingerprint
 from modalloy.training.config import StageConfig, TrainConfig
@@ -173,7 +174,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, data: Mapping[str, Any]) -> None:
-    """Write a file of the work directory, whole or not at all."""
-    temporary = file.with_name(f"{file.name}.partial")
-    temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    """Write a file of the work directory, whole or not at all.
+
+    Raises:
+        FormatError: It cannot be written.
+    """
+    write_whole(file, json.dumps(data, indent=2, allow_nan=False) + "\n")

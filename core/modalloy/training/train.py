@@ -12,6 +12,7 @@ import attrs
 from safetensors.torch import load_file, save_file
 
 from modalloy.base import resolve_base
+from modalloy.checkpoints.new_directory import check_free, new_file
 from modalloy.composition.features import FeatureCache, Progress
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.composition.processing import ModalloyProcessor
@@ -85,7 +86,7 @@ def train(
 
     Args:
         config: What to train.
-        output: The parent directory to write; must not exist.
+        output: The parent directory to write; must not exist, or be empty.
         data: Directory that the configuration's JSONL files are relative to.
         work: Where checkpoints go; ``<output>.work`` if left out. A connector stage that was
             finished there from the same settings, data and base is taken as it is.
@@ -98,7 +99,8 @@ def train(
 
     Raises:
         SpecError: The configuration does not fit the base or the installed plugins.
-        FormatError: A data file is missing or malformed, or ``output`` exists.
+        FormatError: A data file is missing or malformed, or ``output`` exists or
+            cannot be written.
         ModalloyError: ``work`` holds checkpoints, and ``resume`` is false or they were made from
             something else.
         TrainingError: A stage diverged, learnt nothing, or its loss stayed too high.
@@ -154,8 +156,7 @@ def train(
 
 def _prepare(output: Path, work: Path) -> None:
     """Find out before training whether its result can be written; nothing is made yet."""
-    if output.exists():
-        raise FormatError(f"{output} exists; choose another place or remove it", path=output)
+    check_free(output)
     for folder in (output.parent, work):
         try:
             there = next(p for p in (folder, *folder.parents) if p.is_symlink() or p.exists())
@@ -227,9 +228,8 @@ def _connector_stage(run: _Run, place: _Place) -> StageResult:
 def _keep_finished(run: _Run, directory: Path, result: StageResult) -> None:
     """Keep the connector for further runs; the result's file is written last."""
     state = run.model.connectors[run.config.modality].state_dict()
-    partial = directory / f"{_FINISHED}.partial"
-    save_file({name: value.contiguous() for name, value in state.items()}, partial)
-    partial.replace(directory / _FINISHED)
+    with new_file(directory / _FINISHED) as partial:
+        save_file({name: value.contiguous() for name, value in state.items()}, partial)
     kept = {"result": attrs.asdict(result), "validation": _digests(run.validation)}
     write_json(directory / _RESULT, kept)
     for checkpoint in directory.glob("checkpoint-*"):

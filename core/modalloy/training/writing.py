@@ -1,11 +1,11 @@
 """Writing a trained parent's directory."""
 
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from modalloy.checkpoints.new_directory import new_directory
 from modalloy.composition.layers import StreamLinear
 from modalloy.composition.modeling import ModalloyForConditionalGeneration
 from modalloy.deltas.lowrank import LowRankDelta, LowRankPair, write_adapter
@@ -21,30 +21,26 @@ from modalloy.parent import (
 def write_parent(
     model: ModalloyForConditionalGeneration, manifest: ParentManifest, output: Path
 ) -> ParentManifest:
-    """Write a parent directory beside its place, and rename it when it is whole.
+    """Write a parent directory, whole or not at all.
 
     Args:
         model: The parent's composition, trained.
         manifest: What to say about it; hashes are added.
-        output: The directory to write; must not exist.
+        output: The directory to write; must not exist, or be empty.
 
     Returns:
         The manifest that was written.
+
+    Raises:
+        FormatError: It cannot be written; nothing is left behind.
     """
-    partial = output.with_name(f"{output.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    for folder, delta in _deltas(model, manifest.modality).items():
-        write_adapter(partial / folder, delta, base_id=manifest.base.id)
-    connector = model.connectors[manifest.modality].state_dict()
-    save_file(
-        {name: value.to(torch.bfloat16).contiguous().cpu() for name, value in connector.items()},
-        partial / CONNECTOR_FILE,
-    )
-    manifest = write_manifest(partial, manifest)
-    partial.rename(output)
-    return manifest
+    state = model.connectors[manifest.modality].state_dict()
+    connector = {name: value.to(torch.bfloat16).contiguous().cpu() for name, value in state.items()}
+    with new_directory(output) as partial:
+        for folder, delta in _deltas(model, manifest.modality).items():
+            write_adapter(partial / folder, delta, base_id=manifest.base.id)
+        save_file(connector, partial / CONNECTOR_FILE)
+        return write_manifest(partial, manifest)
 
 
 def _deltas(model: ModalloyForConditionalGeneration, modality: str) -> dict[str, LowRankDelta]:

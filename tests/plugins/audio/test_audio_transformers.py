@@ -148,7 +148,7 @@ def test_missing_weights_are_never_random(tmp_path: Path) -> None:
     config = ASTConfig.from_pretrained(tmp_path)
     config.num_hidden_layers = 2
     config.save_pretrained(tmp_path)
-    with pytest.raises(SpecError, match=r"lacks \d+ tensors of a ast model, 'layers\.1.* first"):
+    with pytest.raises(SpecError, match=r"weights of .* lack \d+ tensors, 'layers\.1.* first"):
         build_ast({"model": str(tmp_path), "tokens": 5, "features": 8})
 
 

@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from modalloy.errors import MissingComponentError, SpecError
+from modalloy.errors import FormatError, MissingComponentError, SpecError
 from modalloy_vision import timm_encoder
 from modalloy_vision.configuration import DEFAULT_TIMM, timm_shape
 from modalloy_vision.pixels import fit_square
@@ -170,30 +171,67 @@ def test_weights_that_are_not_packaged() -> None:
     assert caught.value.component == "resnet10t"
 
 
-def test_weights_from_timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = timm.create_model
+def stored(folder: Path) -> Any:
+    """Save a backbone as timm's own Hub repositories hold one, with its classifier."""
+    torch.manual_seed(3)
+    model: Any = timm.create_model("resnet10t", pretrained=False)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    return model
+
+
+def test_weights_from_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stored(tmp_path)
     asked = []
 
-    def create(name: str, *, pretrained: bool, num_classes: int) -> Any:
-        asked.append((name, pretrained))
-        return real(name, pretrained=False, num_classes=num_classes)
+    def fetch(problem: str, *rest: Any) -> Path:
+        asked.append(rest)
+        return tmp_path
 
-    monkeypatch.setattr(timm_encoder.timm, "create_model", create)
+    monkeypatch.setattr(timm_encoder, "fetch", fetch)
     config = {**DEFAULT_TIMM, "model": "resnet10t", "features": 512, "weights": "timm"}
-    assert build(config)(noise(1)).shape == (1, 4, 512)
-    assert asked == [("resnet10t", True)]
+    encoder = build(config)
+    assert asked == [("timm/resnet10t.c3_in1k", None, ["model.safetensors"])]
+    assert encoder(noise(1)).shape == (1, 4, 512)
+    own = encoder.backbone.state_dict()
+    assert own
+    assert all(torch.equal(own[name], model.state_dict()[name]) for name in own)
 
+
+def test_weights_of_timms_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def offline(*args: Any, **options: Any) -> Any:
         raise OSError("no network")
 
-    monkeypatch.setattr(timm_encoder.timm, "create_model", offline)
-    with pytest.raises(MissingComponentError, match=r"'resnet10t' cannot be fetched \(no network"):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    config = {**DEFAULT_TIMM, "model": "resnet10t", "features": 512, "weights": "timm"}
+    message = r"'resnet10t' cannot be fetched: 'timm/resnet10t.c3_in1k' is .*\(no network\)"
+    with pytest.raises(MissingComponentError, match=message) as caught:
+        build(config)
+    assert caught.value.component == "timm/resnet10t.c3_in1k"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(MissingComponentError, match=r"holds no model.safetensors, and pickles are"):
+        build(config)
+    monkeypatch.setattr(timm, "create_model", offline)
+    for name in ("gcvit_base", "beit3_giant_patch14_224"):  # by URL alone, and not at all
+        with pytest.raises(MissingComponentError, match="knows no Hub repository of them, and we"):
+            build({**config, "model": name})
+
+
+def test_weights_of_timms_that_are_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm_encoder, "fetch", lambda *_: tmp_path)
+    config = {**DEFAULT_TIMM, "model": "resnet10t", "features": 512, "weights": "timm"}
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"\x80\x04.")
+    with pytest.raises(FormatError, match="is not a safetensors file, or was cut short"):
+        build(config)
+    save_file({"conv1.0.weight": torch.zeros(2, 2)}, file)
+    with pytest.raises(FormatError, match=r"(?s)model.safetensors does not fit timm .*'resnet10t'"):
         build(config)
 
 
 def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safetensors.torch import save_file
-
     file = "tf_efficientnet_lite0.safetensors"
     tensors = load_file(timm_encoder.WEIGHTS / file)
     del tensors["conv_head.weight"]

@@ -5,12 +5,12 @@ as ``<image>`` for each input, ``modal_inputs`` their paths, and the other turn 
 it is not in a file of answers. Paths are relative to the directory given.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modalloy.checkpoints.safe_files import read_object
 from modalloy.errors import FormatError
 from modalloy.evaluation.questions import Question, check_media, inside
 
@@ -198,8 +198,6 @@ def _read_answers(file: Path) -> dict[str, str]:
 
 def _load(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return read_object(file, list | dict)
+    except OSError as error:
         raise FormatError(f"{file} cannot be read: {error}", path=file) from error
-    except ValueError as error:
-        raise FormatError(f"{file} is not valid JSON: {error}", path=file) from error

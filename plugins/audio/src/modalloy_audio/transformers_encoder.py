@@ -5,16 +5,24 @@ Code from a Hub repository is never run, and weights are read from safetensors o
 
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import ASTModel, AutoFeatureExtractor, PreTrainedModel
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTModel,
+    PreTrainedModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from modalloy.errors import MissingComponentError, SpecError
+from modalloy.errors import SpecError
 from modalloy.frozen import FrozenModel
+from modalloy.opened import NamedModel, find_model
 from modalloy_audio.configs import TransformersConfig, parse
 from modalloy_audio.framing import cut
 from modalloy_audio.reading import Waveform
@@ -22,7 +30,10 @@ from modalloy_audio.resampling import at_rate
 
 _AST_PREFIX = 2  # a class token and a distillation token come before the patches
 # A Whisper checkpoint names the encoder's tensors by their place in the whole model.
-_WHISPER_KEYS = {r"^(model\.)?encoder\.": ""}
+_WHISPER_KEYS = MappingProxyType({r"^(model\.)?encoder\.": ""})
+_EXTRACTORS: Mapping[str, Any] = MappingProxyType(
+    {"ast": ASTFeatureExtractor, "whisper": WhisperFeatureExtractor}
+)
 _FRAME_SECONDS = 0.01  # from one spectrogram frame to the next, in both extractors
 
 
@@ -77,12 +88,15 @@ def build_ast(config: Mapping[str, Any]) -> AstEncoder:
 
     Raises:
         SpecError: ``config`` is not valid or does not fit the model.
-        MissingComponentError: The model cannot be fetched or opened.
+        MissingComponentError: The model cannot be fetched.
+        FormatError: A file of it is damaged, not in safetensors, or leads outside its directory.
     """
     parsed = parse(config, TransformersConfig, "ast")
-    model = _open(parsed, "ast", ASTModel, {})
-    _verify(parsed, "ast", steps=_ast_grid(model.config)[1], width=model.config.hidden_size)
-    return AstEncoder(model, parsed.tokens)
+    named = find_model("encoder 'ast'", parsed.model, parsed.revision)
+    found: Any = named.config(ASTConfig, (ASTConfig.model_type,))
+    with named.telling():
+        _verify(parsed, "ast", steps=_ast_grid(found)[1], width=found.hidden_size)
+    return AstEncoder(named.model(ASTModel, found), parsed.tokens)
 
 
 def build_whisper(config: Mapping[str, Any]) -> WhisperFeatures:
@@ -90,13 +104,15 @@ def build_whisper(config: Mapping[str, Any]) -> WhisperFeatures:
 
     Raises:
         SpecError: ``config`` is not valid or does not fit the model.
-        MissingComponentError: The model cannot be fetched or opened.
+        MissingComponentError: The model cannot be fetched.
+        FormatError: A file of it is damaged, not in safetensors, or leads outside its directory.
     """
     parsed = parse(config, TransformersConfig, "whisper")
-    model = _open(parsed, "whisper", _WhisperEncoder, _WHISPER_KEYS)
-    found = model.config
-    _verify(parsed, "whisper", steps=found.max_source_positions, width=found.d_model)
-    return WhisperFeatures(model, parsed.tokens)
+    named = find_model("encoder 'whisper'", parsed.model, parsed.revision)
+    found: Any = named.config(WhisperConfig, (WhisperConfig.model_type,))
+    with named.telling():
+        _verify(parsed, "whisper", steps=found.max_source_positions, width=found.d_model)
+    return WhisperFeatures(named.model(_WhisperEncoder, found, _WHISPER_KEYS), parsed.tokens)
 
 
 def preprocess_ast(decoded: Waveform, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -106,12 +122,14 @@ def preprocess_ast(decoded: Waveform, config: Mapping[str, Any]) -> dict[str, Te
 
     Raises:
         SpecError: ``config`` is not valid.
-        MissingComponentError: The feature extractor cannot be fetched or opened.
+        MissingComponentError: The feature extractor cannot be fetched, or there is none.
+        FormatError: Its file is damaged, or of another class.
     """
     parsed = parse(config, TransformersConfig, "ast")
-    extractor = _extractor(parsed, "ast")
-    seconds = extractor.max_length * _FRAME_SECONDS
-    return {"input_values": _extract(decoded, extractor, seconds)["input_values"][0]}
+    named, extractor = _extractor(parsed, "ast")
+    with named.telling():
+        seconds = extractor.max_length * _FRAME_SECONDS
+        return {"input_values": _extract(decoded, extractor, seconds)["input_values"][0]}
 
 
 def preprocess_whisper(decoded: Waveform, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -119,12 +137,14 @@ def preprocess_whisper(decoded: Waveform, config: Mapping[str, Any]) -> dict[str
 
     Raises:
         SpecError: ``config`` is not valid.
-        MissingComponentError: The feature extractor cannot be fetched or opened.
+        MissingComponentError: The feature extractor cannot be fetched, or there is none.
+        FormatError: Its file is damaged, or of another class.
     """
     parsed = parse(config, TransformersConfig, "whisper")
-    extractor = _extractor(parsed, "whisper")
-    extracted = _extract(decoded, extractor, extractor.chunk_length)
-    return {"input_features": extracted["input_features"][0]}
+    named, extractor = _extractor(parsed, "whisper")
+    with named.telling():
+        extracted = _extract(decoded, extractor, extractor.chunk_length)
+        return {"input_features": extracted["input_features"][0]}
 
 
 def _extract(decoded: Waveform, extractor: Any, seconds: float) -> Any:
@@ -138,30 +158,6 @@ def _ast_grid(config: Any) -> tuple[int, int]:
     """Return the rows (frequency) and columns (time) of the patches."""
     rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
     return rows, (config.max_length - config.patch_size) // config.time_stride + 1
-
-
-def _open(config: TransformersConfig, kind: str, family: Any, keys: dict[str, str]) -> Any:
-    try:
-        model, report = family.from_pretrained(
-            config.model,
-            revision=config.revision or "main",
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            key_mapping=keys,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _missing(kind, config, "model", error) from error
-    absent = sorted(report["missing_keys"])
-    if absent:
-        raise SpecError(
-            f"encoder {kind!r}: {config.model!r} lacks {len(absent)} tensors of a {kind} "
-            f"model, {absent[0]!r} first, and random ones would stand in for them; name a {kind} "
-            "model",
-            subject=f"encoder {kind!r}",
-        )
-    return model
 
 
 def _verify(config: TransformersConfig, kind: str, *, steps: int, width: int) -> None:
@@ -181,22 +177,7 @@ def _verify(config: TransformersConfig, kind: str, *, steps: int, width: int) ->
 
 
 @lru_cache(maxsize=8)
-def _extractor(config: TransformersConfig, kind: str) -> Any:
+def _extractor(config: TransformersConfig, kind: str) -> tuple[NamedModel, Any]:
     """Open the feature extractor once: it is asked for every recording."""
-    try:
-        return AutoFeatureExtractor.from_pretrained(
-            config.model, revision=config.revision or "main", trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise _missing(kind, config, "feature extractor", error) from error
-
-
-def _missing(
-    kind: str, config: TransformersConfig, what: str, error: Exception
-) -> MissingComponentError:
-    where = f"{config.model!r}" + (f" at revision {config.revision!r}" if config.revision else "")
-    return MissingComponentError(
-        f"encoder {kind!r}: the {what} of {where} cannot be opened ({error}); name a directory "
-        "or a Hub id that holds config.json, preprocessor_config.json and safetensors weights",
-        component=config.model,
-    )
+    named = find_model(f"encoder {kind!r}", config.model, config.revision, "feature extractor")
+    return named, named.processor(_EXTRACTORS[kind])

@@ -10,9 +10,11 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoImageProcessor, VideoMAEModel
+from transformers import VideoMAEConfig as Architecture
+from transformers import VideoMAEImageProcessorPil, VideoMAEModel
 
-from modalloy.errors import MissingComponentError, SpecError
+from modalloy.errors import SpecError
+from modalloy.opened import NamedModel, find_model
 from modalloy_video.clip import Clip, sample
 from modalloy_video.configuration import VideoMAEConfig, videomae_config
 
@@ -72,33 +74,15 @@ def build(config: Mapping[str, Any]) -> VideoMAEEncoder:
 
     Raises:
         SpecError: The configuration is not valid or does not fit the model.
-        MissingComponentError: The model cannot be fetched or opened.
+        MissingComponentError: The model cannot be fetched.
+        FormatError: A file of it is damaged, not in safetensors, or leads outside its directory.
     """
     parsed = videomae_config(config)
-    family: Any = VideoMAEModel  # transformers' annotations know no loading info
-    revision = parsed.revision or "main"
-    try:
-        stored, _ = family.config_class.get_config_dict(parsed.model, revision=revision)
-        _check_kind(parsed, stored.get("model_type"))
-        _verify(parsed, family.config_class.from_pretrained(parsed.model, revision=revision))
-        model, report = family.from_pretrained(
-            parsed.model,
-            revision=revision,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except SpecError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _missing(parsed, "model", error) from error
-    absent = sorted(report["missing_keys"])
-    if absent:
-        raise SpecError(
-            f"{_SUBJECT}: the weights of {parsed.model!r} lack {len(absent)} tensors, "
-            f"{absent[0]!r} first, and random ones would stand in for them; fetch it again",
-            subject=_SUBJECT,
-        )
+    named = find_model(_SUBJECT, parsed.model, parsed.revision)
+    settings = named.config(Architecture, (Architecture.model_type,))
+    with named.telling():
+        _verify(parsed, settings)
+    model = named.model(VideoMAEModel, settings)
     return VideoMAEEncoder(model, parsed.layer, parsed.tokens)
 
 
@@ -114,12 +98,15 @@ def preprocess(clip: Clip, config: Mapping[str, Any]) -> dict[str, torch.Tensor]
 
     Raises:
         SpecError: The configuration is not valid, or the processor makes another size.
-        MissingComponentError: The processor cannot be fetched or opened.
+        MissingComponentError: The processor cannot be fetched, or there is none.
+        FormatError: Its file is damaged, or of another class.
     """
     parsed = videomae_config(config)
     frames = list(sample(clip, parsed.frames))
-    processed = _processor(parsed)(frames, return_tensors="pt", input_data_format="channels_last")
-    pixels: torch.Tensor = processed["pixel_values"][0]
+    named, processor = _processor(parsed)
+    with named.telling():
+        made = processor(frames, return_tensors="pt", input_data_format="channels_last")
+        pixels: torch.Tensor = made["pixel_values"][0]
     expected = (parsed.frames, 3, parsed.image_size, parsed.image_size)
     if tuple(pixels.shape) != expected:
         raise SpecError(
@@ -133,16 +120,6 @@ def preprocess(clip: Clip, config: Mapping[str, Any]) -> dict[str, torch.Tensor]
 def _steps(config: Any) -> int:
     """Return the steps in time that a model makes of its frames."""
     return int(config.num_frames // config.tubelet_size)
-
-
-def _check_kind(config: VideoMAEConfig, found: object) -> None:
-    """Refuse another family's model, which transformers would fill up with random weights."""
-    if found != "videomae":
-        raise SpecError(
-            f"{_SUBJECT}: {config.model!r} is a model of type {found!r}, expected 'videomae'; "
-            "name a VideoMAE model",
-            subject=_SUBJECT,
-        )
 
 
 def _verify(config: VideoMAEConfig, found: Any) -> None:
@@ -178,24 +155,11 @@ def _verify(config: VideoMAEConfig, found: Any) -> None:
 
 
 @lru_cache(maxsize=8)
-def _processor(config: VideoMAEConfig) -> Any:
+def _processor(config: VideoMAEConfig) -> tuple[NamedModel, Any]:
     """Open the image processor once: it is asked for every clip.
 
     Pillow's backend, because it is the one that the checkpoints were trained with and its
     result does not depend on torchvision's version.
     """
-    try:
-        return AutoImageProcessor.from_pretrained(
-            config.model, revision=config.revision or "main", backend="pil", trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise _missing(config, "image processor", error) from error
-
-
-def _missing(config: VideoMAEConfig, what: str, error: Exception) -> MissingComponentError:
-    where = f"{config.model!r}" + (f" at revision {config.revision!r}" if config.revision else "")
-    return MissingComponentError(
-        f"{_SUBJECT}: the {what} of {where} cannot be opened ({error}); name a directory or a Hub "
-        "id that holds config.json, preprocessor_config.json and safetensors weights",
-        component=config.model,
-    )
+    named = find_model(_SUBJECT, config.model, config.revision, "image processor")
+    return named, named.processor(VideoMAEImageProcessorPil)

@@ -7,18 +7,21 @@ from typing import Any, Self, cast
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from modalloy.errors import MissingComponentError, SpecError
+from modalloy.checkpoints.safe_index import safe_index
+from modalloy.errors import FormatError, MissingComponentError, SpecError
+from modalloy.opened import fetch
 from modalloy_vision.configuration import TimmConfig, timm_config
 from modalloy_vision.pixels import fit_square, normalise
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Where the packaged backbones lie, ``<model>.safetensors`` each, float16."""
 
+_FILE = "model.safetensors"  # of a Hub repository of timm's
 _MAP_DIMS = 4
 _SEQUENCE_DIMS = 3
 
@@ -88,7 +91,9 @@ def build(config: Mapping[str, Any]) -> TimmEncoder:
 
     Raises:
         SpecError: The configuration is not valid or does not fit the model.
-        MissingComponentError: The weights are not packaged or cannot be fetched.
+        MissingComponentError: The weights are not packaged, cannot be fetched, or are not in
+            safetensors.
+        FormatError: The weights are damaged.
     """
     parsed = timm_config(config)
     if parsed.model not in timm.list_models():
@@ -141,12 +146,39 @@ def _packaged(config: TimmConfig) -> nn.Module:
 
 
 def _pretrained(config: TimmConfig) -> nn.Module:
-    try:
-        return timm.create_model(config.model, pretrained=True, num_classes=0)
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
+    """Make a backbone with timm's own weights.
+
+    They are fetched here: timm itself would open a pickle where there are no safetensors.
+    """
+    problem = f"encoder 'timm': pretrained weights of {config.model!r} cannot be fetched"
+    settings = timm.get_pretrained_cfg(config.model)
+    if settings is None or not settings.hf_hub_id:
         raise MissingComponentError(
-            f"encoder 'timm': pretrained weights of {config.model!r} cannot be fetched ({error})",
+            f"{problem}: timm {timm.__version__} knows no Hub repository of them, and weights "
+            "from elsewhere are pickles, which are not opened; choose another model",
             component=config.model,
+        )
+    repository, _, revision = settings.hf_hub_id.partition("@")
+    directory = fetch(problem, repository, revision or None, [_FILE])
+    if not (directory / _FILE).is_file():
+        raise MissingComponentError(
+            f"{problem}: the Hub repository {repository!r} holds no {_FILE}, and pickles are not "
+            "opened; choose another model",
+            component=config.model,
+        )
+    safe_index(directory)
+    try:
+        return timm.create_model(
+            config.model,
+            pretrained=True,
+            num_classes=0,
+            pretrained_cfg_overlay={"file": str(directory / _FILE), "custom_load": False},
+        )
+    except (OSError, RuntimeError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"encoder 'timm': {directory / _FILE} does not fit timm {timm.__version__}'s "
+            f"{config.model!r} ({error}); fetch it again",
+            path=directory / _FILE,
         ) from error
 
 

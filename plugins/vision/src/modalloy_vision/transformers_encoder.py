@@ -12,15 +12,17 @@ import attrs
 import torch
 from PIL import Image
 from transformers import (
-    AutoImageProcessor,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
+    SiglipImageProcessorPil,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
-from modalloy.errors import MissingComponentError, SpecError
+from modalloy.errors import SpecError
 from modalloy.frozen import without_weights
+from modalloy.opened import NamedModel, find_model
 from modalloy_vision.configuration import TransformersConfig, transformers_config
 from modalloy_vision.patch_encoder import PatchEncoder
 from modalloy_vision.pixels import picture_square
@@ -31,6 +33,11 @@ _FAMILIES: Mapping[str, Any] = MappingProxyType(
 )
 _SETTINGS: Mapping[str, Any] = MappingProxyType(
     {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}
+)
+# Pillow's backend: the checkpoints were trained with it, and its result does not depend on
+# torchvision's version.
+_PROCESSORS: Mapping[str, Any] = MappingProxyType(
+    {"clip": CLIPImageProcessorPil, "siglip": SiglipImageProcessorPil}
 )
 _PREFIXES = MappingProxyType({"clip": 1, "siglip": 0})  # tokens before the patches
 
@@ -48,7 +55,8 @@ def build_clip(config: Mapping[str, Any]) -> PatchEncoder:
 
     Raises:
         SpecError: The configuration is not valid or does not fit the model.
-        MissingComponentError: The model cannot be fetched or opened.
+        MissingComponentError: The model cannot be fetched.
+        FormatError: A file of it is damaged, not in safetensors, or leads outside its directory.
     """
     return _build(config, "clip")
 
@@ -58,7 +66,8 @@ def build_siglip(config: Mapping[str, Any]) -> PatchEncoder:
 
     Raises:
         SpecError: The configuration is not valid or does not fit the model.
-        MissingComponentError: The model cannot be fetched or opened.
+        MissingComponentError: The model cannot be fetched.
+        FormatError: A file of it is damaged, not in safetensors, or leads outside its directory.
     """
     return _build(config, "siglip")
 
@@ -73,7 +82,8 @@ def preprocess_clip(picture: Image.Image, config: Mapping[str, Any]) -> dict[str
 
     Raises:
         SpecError: The processor makes another size than the configuration says.
-        MissingComponentError: The processor cannot be fetched or opened.
+        MissingComponentError: The processor cannot be fetched, or there is none.
+        FormatError: Its file is damaged, or of another class.
     """
     return _preprocess(picture, config, "clip")
 
@@ -83,7 +93,8 @@ def preprocess_siglip(picture: Image.Image, config: Mapping[str, Any]) -> dict[s
 
     Raises:
         SpecError: The processor makes another size than the configuration says.
-        MissingComponentError: The processor cannot be fetched or opened.
+        MissingComponentError: The processor cannot be fetched, or there is none.
+        FormatError: Its file is damaged, or of another class.
     """
     return _preprocess(picture, config, "siglip")
 
@@ -104,41 +115,12 @@ def _build_tower(config: Mapping[str, Any], kind: str) -> PatchEncoder:
 
 def _open(config: TransformersConfig, kind: str) -> PatchEncoder:
     family, prefix = _FAMILIES[kind], _PREFIXES[kind]
-    options = {"revision": config.revision or "main"}
-    try:
-        stored, _ = family.config_class.get_config_dict(config.model, **options)
-        _check_kind(config, kind, stored.get("model_type"))
-        _verify(config, kind, family.config_class.from_pretrained(config.model, **options))
-        model, report = family.from_pretrained(
-            config.model,
-            **options,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except SpecError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _missing(kind, config, "model", error) from error
-    absent = sorted(report["missing_keys"])
-    if absent:
-        raise SpecError(
-            f"encoder {kind!r}: the weights of {config.model!r} lack {len(absent)} tensors, "
-            f"{absent[0]!r} first, and random ones would stand in for them; fetch it again",
-            subject=f"encoder {kind!r}",
-        )
+    named = find_model(f"encoder {kind!r}", config.model, config.revision)
+    settings = named.config(_SETTINGS[kind], (kind, f"{kind}_vision_model"))
+    with named.telling():
+        _verify(config, kind, settings)
+    model = named.model(family, settings)
     return PatchEncoder(model, config.layer, prefix if config.select == "patch" else 0)
-
-
-def _check_kind(config: TransformersConfig, kind: str, found: object) -> None:
-    """Refuse another family's model, which transformers would fill up with random weights."""
-    expected = (kind, f"{kind}_vision_model")
-    if found not in expected:
-        raise SpecError(
-            f"encoder {kind!r}: {config.model!r} is a model of type {found!r}, expected "
-            f"{expected[0]!r} or {expected[1]!r}; name a {kind} model",
-            subject=f"encoder {kind!r}",
-        )
 
 
 def _verify(config: TransformersConfig, kind: str, found: Any) -> None:
@@ -178,8 +160,9 @@ def _preprocess(
 def _process(
     picture: Image.Image, config: TransformersConfig, kind: str
 ) -> dict[str, torch.Tensor]:
-    processor = _processor(config, kind)
-    pixels: torch.Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    named, processor = _processor(config, kind)
+    with named.telling():
+        pixels: torch.Tensor = processor(images=picture, return_tensors="pt")["pixel_values"][0]
     expected = (3, config.image_size, config.image_size)
     if tuple(pixels.shape) != expected:
         raise SpecError(
@@ -191,26 +174,7 @@ def _process(
 
 
 @lru_cache(maxsize=8)
-def _processor(config: TransformersConfig, kind: str) -> Any:
-    """Open the image processor once: it is asked for every picture.
-
-    Pillow's backend, because it is the one that the checkpoints were trained with and its
-    result does not depend on torchvision's version.
-    """
-    try:
-        return AutoImageProcessor.from_pretrained(
-            config.model, revision=config.revision or "main", backend="pil", trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise _missing(kind, config, "image processor", error) from error
-
-
-def _missing(
-    kind: str, config: TransformersConfig, what: str, error: Exception
-) -> MissingComponentError:
-    where = f"{config.model!r}" + (f" at revision {config.revision!r}" if config.revision else "")
-    return MissingComponentError(
-        f"encoder {kind!r}: the {what} of {where} cannot be opened ({error}); name a directory "
-        "or a Hub id that holds config.json, preprocessor_config.json and safetensors weights",
-        component=config.model,
-    )
+def _processor(config: TransformersConfig, kind: str) -> tuple[NamedModel, Any]:
+    """Open the image processor once: it is asked for every picture."""
+    named = find_model(f"encoder {kind!r}", config.model, config.revision, "image processor")
+    return named, named.processor(_PROCESSORS[kind])
