@@ -20,6 +20,7 @@ from modalloy.errors import (
     UnknownNameError,
 )
 from modalloy.families import base_problem
+from modalloy.opened import HUB_ID
 from modalloy.parent import Fingerprint
 from modalloy.smollm2 import NAME as SMOLLM2
 from modalloy.smollm2 import smollm2
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 SAMPLES = 1024
 """Elements of each tensor that a fingerprint looks at."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[\w.+@-]+(?:/[\w.+@-]+)*", re.ASCII)
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _HUB_EXTRAS = ("*/*", "consolidated*")
@@ -160,7 +160,7 @@ def resolve_base(
         found = Base(SMOLLM2, smollm2(progress))
     elif directory.is_dir():
         found = Base(directory.resolve().name, directory)
-    elif isinstance(base, str) and _HUB_ID.fullmatch(base):
+    elif isinstance(base, str) and HUB_ID.fullmatch(base):
         found = Base(base, _fetch(base, revision))
     else:
         raise UnknownNameError(

@@ -294,3 +294,10 @@ class TestCommand:
         assert "--shard-size must be such as 5GB or 500MB, found 'x'" in err
         code, _, _ = self.run(tmp_path / "none.yml", tmp_path / "out", "--workers", "0")
         assert code == 2
+
+
+def test_a_recipe_that_is_too_large_is_told_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yml"
+    file.write_text("#" * (2**20 + 1))
+    with pytest.raises(FormatError, match=r"recipe\.yml has more than 1048576 bytes; is it a rec"):
+        read_recipe(file)

@@ -80,7 +80,7 @@ class AnswerLog:
                 data = json.loads(line)
                 key = {name: data[name] for name in _KEY}
                 self._known[_joined(key)] = Answer(data["answer"], tuple(data["scores"]))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise FormatError(
                     f"{file}, line {number} is no answer of an evaluation: {error!r}; remove the "
                     "line, or choose another --work",

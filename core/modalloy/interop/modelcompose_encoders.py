@@ -10,6 +10,7 @@ from typing import Any
 
 from modalloy.errors import SpecError
 from modalloy.interop.modelcompose_settings import ModalitySettings, Settings, last_part
+from modalloy.opened import HUB_ID
 from modalloy.parent import ComponentConfig
 
 # BEATs: audio_processor.py cuts and pads every sound to 2 x 512 frames of 128 mel bins; patches of
@@ -35,7 +36,6 @@ _POINT_TOKENS = 513
 _VIDEO: Mapping[str, Any] = MappingProxyType({"frames": 8, "image_size": 224})
 _VIDEO_TOKENS = 8 * (1 + (224 // 14) ** 2)
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CLIP_ORGANISATIONS = ("openai", "laion")
 
 
@@ -83,7 +83,7 @@ def _clip(settings: Settings, one: ModalitySettings) -> ComponentConfig:
             "the patches without the class token ('patch')",
             subject="mm_vision_select_feature",
         )
-    if _HUB_ID.fullmatch(one.encoder) and one.encoder.startswith(_CLIP_ORGANISATIONS):
+    if HUB_ID.fullmatch(one.encoder) and one.encoder.startswith(_CLIP_ORGANISATIONS):
         model = one.encoder
     elif model.startswith("clip-vit"):
         model = f"openai/{model}"  # a copy of OpenAI's, by path

@@ -97,10 +97,12 @@ def read_recipe(path: Path) -> Recipe:
         FormatError: It cannot be read, or a key is unknown, missing or of the wrong type.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise FormatError(
-                f"{path} has more than {_MOST_BYTES} bytes; is it a recipe?", path=path
-            )
+        size = path.stat().st_size
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error}", path=path) from error
+    if size > _MOST_BYTES:
+        raise FormatError(f"{path} has more than {_MOST_BYTES} bytes; is it a recipe?", path=path)
+    try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} cannot be read: {error}", path=path) from error
