@@ -152,7 +152,6 @@ def test_scores_that_are_no_numbers(box: MakeBox, inspect: Shell) -> None:
 def test_terminals_are_not_driven(box: MakeBox, inspect: Shell, kind: str, form: str) -> None:
     inside = box(kind)
     if kind == "parent":
-        inside.edit("parent.json", lambda data: data.update(licence=EVIL, name=EVIL))
         inside.edit("parent.json", training={"results": {EVIL: {EVIL: EVIL}}}, scores={EVIL: EVIL})
     else:
         inside.edit("modalloy.json", method=EVIL)
@@ -161,9 +160,19 @@ def test_terminals_are_not_driven(box: MakeBox, inspect: Shell, kind: str, form:
     assert code == 0
     assert not DRIVING & set(out + err)
     if form == "json":
-        assert json.loads(out)["name" if kind == "parent" else "method"] == EVIL
+        found = json.loads(out)
+        assert (found["scores"] if kind == "parent" else {EVIL: found["method"]}) == {EVIL: EVIL}
     else:
         assert r"\x1b]0;title\x07\x1b[2J\x9b31m\u202eabc\ud800" in out
+
+
+@pytest.mark.parametrize("key", ["name", "licence"])
+def test_names_that_drive_terminals_are_refused(box: MakeBox, inspect: Shell, key: str) -> None:
+    inside = box("parent")
+    inside.edit("parent.json", lambda data: data.update({key: EVIL}))
+    code, out, err = inspect(inside.model)
+    assert (code, "must be one line of printable characters" in err) == (1, True)
+    assert not DRIVING & set(out + err)
 
 
 def test_everything_that_prints(capsys: pytest.CaptureFixture[str]) -> None:
