@@ -15,12 +15,11 @@ from modalloy.checkpoints.safe_index import safe_index
 from modalloy.errors import (
     BaseMismatchError,
     FormatError,
-    MissingComponentError,
     SpecError,
     UnknownNameError,
 )
 from modalloy.families import base_problem
-from modalloy.opened import HUB_ID
+from modalloy.opened import HUB_ID, fetch
 from modalloy.parent import Fingerprint
 from modalloy.smollm2 import NAME as SMOLLM2
 from modalloy.smollm2 import smollm2
@@ -203,25 +202,9 @@ def check_revision(revision: str | None, of: str | Path, *, fetched: bool) -> No
 
 def _fetch(hub_id: str, revision: str | None) -> Path:
     """Fetch a Hub repository's configuration, tokenizer and safetensors; return its snapshot."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        snapshot = snapshot_download(
-            hub_id,
-            revision=revision,
-            allow_patterns=list(_HUB_FILES),
-            ignore_patterns=list(_HUB_EXTRAS),
-        )
-    except (HFValidationError, OSError) as error:
-        at = "" if revision is None else f" at revision {revision!r}"
-        raise MissingComponentError(
-            f"the base {hub_id!r}{at} is neither a directory nor in the Hub cache, and cannot be "
-            f"fetched from the Hub ({error}); go online, fix the id, or give the directory of a "
-            "copy. The base 'smollm2' needs no Hub",
-            component=hub_id,
-        ) from error
-    return Path(snapshot)
+    at = "" if revision is None else f" at revision {revision!r}"
+    problem = f"the base {hub_id!r}{at} cannot be opened (the base 'smollm2' needs no Hub)"
+    return fetch(problem, hub_id, revision, _HUB_FILES, _HUB_EXTRAS)
 
 
 def fingerprint(directory: Path) -> Fingerprint:

@@ -243,14 +243,46 @@ def find_model(
     return NamedModel(subject, name, path, part)
 
 
-def fetch(problem: str, hub_id: str, revision: str | None, patterns: Iterable[str]) -> Path:
+def fetch_weights(problem: str, hub_id: str, revision: str | None) -> Path:
+    """Fetch ``model.safetensors`` of a Hub repository, and return its path once it was checked.
+
+    Args:
+        problem: Begins the message where that fails.
+        hub_id: ``"org/name"``.
+        revision: Commit, tag or branch; ``None`` for the default branch.
+
+    Raises:
+        MissingComponentError: The repository cannot be reached, or has no such file.
+        FormatError: The file is damaged.
+        UnsafePathError: It is a link that leads elsewhere.
+    """
+    file = _WEIGHTS[0]
+    directory = fetch(problem, hub_id, revision, [file])
+    if not (directory / file).is_file():
+        raise MissingComponentError(
+            f"{problem}: the Hub repository {hub_id!r} holds no {file}, and pickles are not "
+            "opened; choose another model",
+            component=hub_id,
+        )
+    safe_index(directory)
+    return directory / file
+
+
+def fetch(
+    problem: str,
+    hub_id: str,
+    revision: str | None,
+    patterns: Iterable[str],
+    ignored: Sequence[str] = (_FOLDERS,),
+) -> Path:
     """Fetch files of a Hub repository, all of one commit, and return their directory.
 
     Args:
         problem: Begins the message where that fails.
         hub_id: ``"org/name"``.
         revision: Commit, tag or branch; ``None`` for the default branch.
-        patterns: Which files. Those in folders are left where they are.
+        patterns: Which files.
+        ignored: Which of them are left where they are; those in folders by default.
 
     Returns:
         The snapshot in the Hub cache; files that match no pattern may be in it from before, and
@@ -267,7 +299,7 @@ def fetch(problem: str, hub_id: str, revision: str | None, patterns: Iterable[st
             hub_id,
             revision=revision,
             allow_patterns=list(patterns),
-            ignore_patterns=_FOLDERS,
+            ignore_patterns=list(ignored),
         )
     except (HFValidationError, OSError) as error:
         raise MissingComponentError(

@@ -199,11 +199,11 @@ def test_weights_from_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     model = stored(tmp_path)
     asked = []
 
-    def fetch(problem: str, *rest: Any) -> Path:
-        asked.append(rest)
-        return tmp_path
+    def fetch(repository: str, **options: Any) -> str:
+        asked.append((repository, options["revision"], options["allow_patterns"]))
+        return str(tmp_path)
 
-    monkeypatch.setattr(frames_encoder, "fetch", fetch)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     config = {**SMALL, "model": "resnet10t", "features": 512, "weights": "timm"}
     encoder = build(config)
     assert asked == [("timm/resnet10t.c3_in1k", None, ["model.safetensors"])]
@@ -236,7 +236,7 @@ def test_weights_of_timms_that_are_not_there(
 
 
 def test_weights_of_timms_that_are_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames_encoder, "fetch", lambda *_: tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     config = {**SMALL, "model": "resnet10t", "features": 512, "weights": "timm"}
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"\x80\x04.")

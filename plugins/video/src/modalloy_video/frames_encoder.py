@@ -15,9 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from modalloy.checkpoints.safe_index import safe_index
 from modalloy.errors import FormatError, MissingComponentError, SpecError
-from modalloy.opened import fetch
+from modalloy.opened import fetch_weights
 from modalloy_video.clip import Clip, sample
 from modalloy_video.configuration import FramesConfig, frames_config
 from modalloy_video.pixels import fit_squares, normalise
@@ -27,7 +26,6 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 _SUBJECT = "encoder 'frames'"
 _CHUNK = 16  # frames that go through the backbone at a time, whatever the batch
-_FILE = "model.safetensors"  # of a Hub repository of timm's
 _MAP_DIMS = 4
 _SEQUENCE_DIMS = 3
 
@@ -167,26 +165,19 @@ def _pretrained(config: FramesConfig) -> nn.Module:
             component=config.model,
         )
     repository, _, revision = settings.hf_hub_id.partition("@")
-    directory = fetch(problem, repository, revision or None, [_FILE])
-    if not (directory / _FILE).is_file():
-        raise MissingComponentError(
-            f"{problem}: the Hub repository {repository!r} holds no {_FILE}, and pickles are not "
-            "opened; choose another model",
-            component=config.model,
-        )
-    safe_index(directory)
+    file = fetch_weights(problem, repository, revision or None)
     try:
         return timm.create_model(
             config.model,
             pretrained=True,
             num_classes=0,
-            pretrained_cfg_overlay={"file": str(directory / _FILE), "custom_load": False},
+            pretrained_cfg_overlay={"file": str(file), "custom_load": False},
         )
     except (OSError, RuntimeError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise FormatError(
-            f"{_SUBJECT}: {directory / _FILE} does not fit timm {timm.__version__}'s "
+            f"{_SUBJECT}: {file} does not fit timm {timm.__version__}'s "
             f"{config.model!r} ({error}); fetch it again",
-            path=directory / _FILE,
+            path=file,
         ) from error
 
 
